@@ -1,0 +1,81 @@
+//! The trait itself.
+
+use crate::{BackendError, Choice, ErrorKind, Request, Response};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Who answers: shown in every report.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackendInfo {
+    /// Registry name, e.g. `e2llm`.
+    pub name: String,
+    /// Model name or path, e.g. `e2llm-135m`.
+    pub model: String,
+    /// All parameters.
+    pub parameters: u64,
+    /// Parameters trained for this method.
+    pub trained_parameters: u64,
+    /// Positions the decoder can read, where bounded.
+    pub window: Option<u64>,
+    /// Element type of the weights, e.g. `f32`.
+    pub dtype: String,
+    /// Where it runs, e.g. `cpu`.
+    pub device: String,
+    /// How a context that does not fit is shortened, e.g. `middle-longbench-v2`; `none` where it never is.
+    pub truncation: String,
+    /// Hash of weights, configuration and code version: part of every sample key.
+    pub fingerprint: String,
+    /// The chat template's hash, where the model has one.
+    pub chat_template: Option<String>,
+    /// What a reader of a result must know, e.g. that an adapter is untrained.
+    pub warnings: Vec<String>,
+}
+
+/// Counts tokens as the backend's decoder does, without special tokens.
+pub type TokenCounter = Arc<dyn Fn(&str) -> usize + Send + Sync>;
+
+/// A long-context method.
+pub trait Backend: Send {
+    /// Who answers.
+    fn info(&self) -> &BackendInfo;
+
+    /// Answers each request; one result per request, in order. A failing request fails alone.
+    fn generate(&mut self, batch: &[Request]) -> Vec<Result<Response, BackendError>>;
+
+    /// Log-likelihood of each of `choices` as the answer.
+    fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {
+        let _ = choices;
+        let message = format!("backend `{}` cannot score choices (request {})", self.info().name, request.id);
+        Err(BackendError::new(ErrorKind::Unsupported, message))
+    }
+
+    /// The decoder's token counter, where there is one.
+    fn token_counter(&self) -> Option<TokenCounter> {
+        None
+    }
+}
+
+/// Set by Ctrl-C; backends look at it between tokens.
+#[derive(Debug, Clone, Default)]
+pub struct CancelFlag(Arc<AtomicBool>);
+
+impl CancelFlag {
+    /// Asks everything that holds this flag to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// An error where cancelled.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] once [`CancelFlag::cancel`] was called.
+    pub fn check(&self) -> Result<(), BackendError> {
+        if self.is_cancelled() { Err(BackendError::cancelled()) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,62 @@
+//! Errors of a single request.
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of failure it is; the runner acts on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The device's memory is exhausted: the runner tries again with a smaller batch.
+    OutOfMemory,
+    /// The prompt does not fit the window and the method does not shorten it.
+    ContextTooLong,
+    /// The backend cannot do what was asked (e.g. log-likelihoods).
+    Unsupported,
+    /// Interrupted by the user; the sample is redone on resume.
+    Cancelled,
+    /// The request itself is unusable (e.g. an empty prompt).
+    BadRequest,
+    /// Anything else.
+    Failed,
+}
+
+/// A failed request. Other requests of the batch are not affected.
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct BackendError {
+    /// What kind of failure.
+    pub kind: ErrorKind,
+    /// What happened, as a sentence fragment.
+    pub message: String,
+}
+
+impl BackendError {
+    /// An error of the given kind.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// An error of kind [`ErrorKind::Failed`] from any error, sources included.
+    pub fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(s) = source {
+            message.push_str(": ");
+            message.push_str(&s.to_string());
+            source = s.source();
+        }
+        let kind = if is_out_of_memory(&message) { ErrorKind::OutOfMemory } else { ErrorKind::Failed };
+        Self { kind, message }
+    }
+
+    /// The error of an interrupted request.
+    pub fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "interrupted")
+    }
+}
+
+/// CUDA reports exhaustion only by its error's name.
+fn is_out_of_memory(message: &str) -> bool {
+    let m = message.to_ascii_lowercase();
+    m.contains("out_of_memory") || m.contains("out of memory")
+}

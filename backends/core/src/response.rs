@@ -1,0 +1,77 @@
+//! What a backend answers.
+
+use serde::{Deserialize, Serialize};
+
+/// Why generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The model's end-of-sequence token.
+    Eos,
+    /// One of the prompt's stop strings.
+    StopString,
+    /// `max_new_tokens` were generated.
+    Length,
+}
+
+/// What became of the prompt, and what it cost. Token counts are the decoder's unless said otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Positions that the decoder read before its first own token, soft tokens included.
+    pub prompt_tokens: u64,
+    /// Tokens of the whole context.
+    pub context_tokens: u64,
+    /// Tokens of the context that the decoder read as they are.
+    pub context_seen: u64,
+    /// Tokens of the context that nothing read.
+    pub context_dropped: u64,
+    /// Tokens of the context that were compressed into soft tokens.
+    pub context_compressed: u64,
+    /// Soft tokens they became.
+    pub soft_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Seconds from the request to the first generated token.
+    pub time_to_first_token: f64,
+    /// Seconds from the first generated token to the last.
+    pub decode_time: f64,
+    /// Peak memory in bytes, where the backend can tell.
+    pub peak_memory: Option<u64>,
+    /// The truncation applied, e.g. `middle-longbench-v2`; absent where nothing was cut.
+    pub truncation: Option<String>,
+}
+
+/// A generated answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Response {
+    /// The text, without the prompt, special tokens and the stop string.
+    pub text: String,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// What it took.
+    pub usage: Usage,
+}
+
+/// The log-likelihoods of given continuations.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Sum of the token log-probabilities of each continuation, in nats.
+    pub log_likelihoods: Vec<f64>,
+    /// Tokens of each continuation, for length normalisation.
+    pub tokens: Vec<usize>,
+    /// What it took.
+    pub usage: Usage,
+}
+
+impl Choice {
+    /// Index of the most likely continuation (the first of equals).
+    pub fn best(&self) -> Option<usize> {
+        let mut best: Option<(usize, f64)> = None;
+        for (i, &l) in self.log_likelihoods.iter().enumerate() {
+            if best.is_none_or(|(_, b)| l > b) {
+                best = Some((i, l));
+            }
+        }
+        best.map(|(i, _)| i)
+    }
+}
