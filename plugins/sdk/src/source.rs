@@ -1,0 +1,170 @@
+//! Where examples come from: a folder of the user's, or the records embedded in the plugin.
+
+use crate::json_array::JsonArray;
+use crate::json_lines::JsonLines;
+use crate::record::Record;
+use crate::{Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A stream of records.
+pub type Records = Box<dyn Iterator<Item = Result<Record>> + Send>;
+
+/// What to read.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Source {
+    /// The task's data folder; absent for the records embedded in the plugin.
+    pub folder: Option<PathBuf>,
+    /// The split.
+    pub split: String,
+    /// Seed of what is generated.
+    pub seed: u64,
+    #[serde(skip)]
+    opened: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+/// The plain format's file name.
+pub const PLAIN: &str = "{split}.jsonl";
+
+const SUFFIXES: [&str; 3] = ["", ".zst", ".gz"];
+
+impl Source {
+    /// The records embedded in the plugin.
+    pub fn sample() -> Self {
+        Self { split: "sample".into(), ..Self::default() }
+    }
+
+    /// A split of a folder.
+    pub fn folder(folder: impl Into<PathBuf>, split: &str) -> Self {
+        Self { folder: Some(folder.into()), split: split.into(), ..Self::default() }
+    }
+
+    /// The first of `patterns` that exists in the folder, each also as `.zst` and `.gz`; `{split}` stands for the
+    /// split or another usual name of it (`validation`, `val`, `valid`, `dev`).
+    ///
+    /// # Errors
+    /// A folder that is missing, or that has no such file: the message lists the splits it has.
+    pub fn locate(&self, patterns: &[&str]) -> Result<PathBuf> {
+        let Some(folder) = &self.folder else {
+            return Err(Error::bad_request("the embedded sample has no files"));
+        };
+        if !folder.is_dir() {
+            return Err(Error::io(format!("no data folder {}", folder.display())));
+        }
+        for pattern in patterns {
+            for split in split_names(&self.split) {
+                for suffix in SUFFIXES {
+                    let path = folder.join(pattern.replace("{split}", split) + suffix);
+                    if path.exists() {
+                        self.note(&path);
+                        return Ok(path);
+                    }
+                }
+            }
+        }
+        let found: Vec<_> = splits_in(folder, patterns).into_iter().collect();
+        let wanted: Vec<_> = patterns.iter().map(|p| p.replace("{split}", &self.split)).collect();
+        let found = if found.is_empty() {
+            "none of its splits is there".to_owned()
+        } else {
+            format!("splits found: {}", found.join(", "))
+        };
+        Err(Error::io(format!("{} has no split `{}`; {found}", folder.display(), self.split))
+            .with_help(format!("expected {} (also .zst or .gz)", wanted.join(" or "))))
+    }
+
+    /// Remembers a file that was read, for the run's manifest.
+    pub fn note(&self, path: &Path) {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+    }
+
+    /// Files read so far.
+    pub fn opened_files(&self) -> Vec<PathBuf> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The records of the first of `patterns` that exists (see [`Source::locate`]), or of `sample`, a JSON Lines
+    /// text that is part of the plugin. A `.json` file is one array, anything else JSON Lines.
+    ///
+    /// # Errors
+    /// As [`Source::locate`]. A broken record is an error item.
+    pub fn records(&self, patterns: &[&str], sample: &'static str) -> Result<Records> {
+        if self.folder.is_none() {
+            return Ok(Box::new(JsonLines::embedded("embedded sample", sample)));
+        }
+        let path = self.locate(patterns)?;
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let bare = SUFFIXES[1..].iter().find_map(|s| name.strip_suffix(s)).unwrap_or(name);
+        let records: Records = if bare.ends_with(".json") {
+            Box::new(JsonArray::open(&path)?)
+        } else {
+            Box::new(JsonLines::open(&path)?)
+        };
+        let mut records = records.peekable();
+        if records.peek().is_none() {
+            return Err(Error::io(format!("{} is empty", path.display())));
+        }
+        Ok(Box::new(records))
+    }
+}
+
+/// Usual names of one split, the one asked for first.
+fn split_names(split: &str) -> Vec<&str> {
+    const VALIDATION: [&str; 4] = ["validation", "val", "valid", "dev"];
+    let mut names = vec![split];
+    if VALIDATION.contains(&split) {
+        names.extend(VALIDATION.into_iter().filter(|n| *n != split));
+    }
+    names
+}
+
+/// Splits that files of `folder` are named after.
+fn splits_in(folder: &Path, patterns: &[&str]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for pattern in patterns {
+        let Some((before, after)) = pattern.split_once("{split}") else { continue };
+        let (inside, prefix) = before
+            .rsplit_once('/')
+            .map_or((folder.to_owned(), before), |(dir, name)| (folder.join(dir), name));
+        let Ok(entries) = std::fs::read_dir(inside) else { continue };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let split =
+                SUFFIXES.iter().find_map(|s| name.strip_prefix(prefix)?.strip_suffix(&format!("{after}{s}")));
+            if let Some(split) = split.filter(|s| !s.is_empty()) {
+                found.insert(split.to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_found_by_usual_names() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("val.jsonl.gz"), "").unwrap();
+        std::fs::write(dir.path().join("train.jsonl"), "").unwrap();
+        let at = |split| Source::folder(dir.path(), split).locate(&[PLAIN]);
+        assert!(at("validation").unwrap().ends_with("val.jsonl.gz"));
+        assert!(at("train").unwrap().ends_with("train.jsonl"));
+        let error = at("test").unwrap_err();
+        assert!(error.message.contains("no split `test`; splits found: train, val"), "{error}");
+        assert!(error.help.contains("test.jsonl"), "{}", error.help);
+    }
+
+    #[test]
+    fn an_empty_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("test.jsonl"), "\n").unwrap();
+        let source = Source::folder(dir.path(), "test");
+        assert!(source.records(&[PLAIN], "").err().unwrap().message.ends_with("test.jsonl is empty"));
+        assert_eq!(source.opened_files().len(), 1);
+    }
+}

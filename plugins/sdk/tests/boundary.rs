@@ -1,0 +1,184 @@
+//! A task and a metric called through the C boundary, well-behaved and not.
+
+use e2llm_plugin::client::{MetricClient, Plugin, TaskClient};
+use e2llm_plugin::{
+    Aggregation, ErrorCode, Example, Examples, Host, Metric, MetricInfo, Prediction, Prompt, Result, Row,
+    Scored, Scores, Source, Task, TaskInfo, TaskOptions, Unit, ValueInfo,
+};
+
+/// Panics where its option says so.
+#[derive(Default)]
+struct Touchy {
+    panic_in: String,
+}
+
+impl Touchy {
+    fn touch(&self, place: &str) {
+        assert!(self.panic_in != place, "touched in {place}");
+    }
+}
+
+impl Task for Touchy {
+    fn info(&self) -> TaskInfo {
+        self.touch("info");
+        TaskInfo { id: "touchy".into(), version: "1".into(), ..TaskInfo::default() }
+    }
+
+    fn configure(&mut self, options: &TaskOptions, _host: Host) -> Result<()> {
+        self.panic_in = options.text("panic_in").unwrap_or_default();
+        self.touch("create");
+        Ok(())
+    }
+
+    fn open(&self, _source: &Source) -> Result<Examples> {
+        self.touch("open");
+        let poisoned = self.panic_in == "next";
+        Ok(Box::new((0..100).map(move |i| {
+            assert!(!(poisoned && i == 70), "touched in next");
+            let text = format!("example {i}");
+            Ok(Example {
+                id: i.to_string(),
+                context: text,
+                references: vec!["x".into()],
+                ..Example::default()
+            })
+        })))
+    }
+
+    fn prompt(&self, example: &Example) -> Result<Prompt> {
+        self.touch("prompt");
+        Ok(Prompt::new(example, "{context}{instruction}", 8))
+    }
+
+    fn next_turn(&self, _: &Example, _: &str) -> Result<Option<Prompt>> {
+        self.touch("next_turn");
+        Ok(None)
+    }
+
+    fn extract(&self, _: &Example, response: &str) -> Prediction {
+        self.touch("extract");
+        Prediction { text: response.into(), rule: "all".into() }
+    }
+}
+
+impl Drop for Touchy {
+    fn drop(&mut self) {
+        self.touch("destroy");
+    }
+}
+
+e2llm_plugin::export_task! { Touchy, id: "touchy", description: "for tests" }
+
+fn touchy(panic_in: &str) -> Result<TaskClient> {
+    // SAFETY: the static above.
+    let plugin = unsafe { Plugin::from_raw(e2llm_plugin_entry()) }?;
+    let mut options = TaskOptions::default();
+    options.0.insert("panic_in".into(), panic_in.into());
+    TaskClient::create(&plugin, None, &options)
+}
+
+#[test]
+fn everything_comes_through() {
+    let task = touchy("").unwrap();
+    assert_eq!(task.info().unwrap().id, "touchy");
+    let all: Vec<_> = task.open(&Source::sample()).unwrap().map(|e| e.unwrap()).collect();
+    assert_eq!(all.len(), 100);
+    assert_eq!(all[99].context, "example 99");
+    assert_eq!(task.prompt(&all[3]).unwrap().context, "example 3");
+    assert_eq!(task.next_turn(&all[3], "r").unwrap(), None);
+    assert_eq!(task.extract(&all[3], "r").unwrap().text, "r");
+}
+
+#[test]
+fn a_panic_in_any_call_is_an_error_and_retires_the_instance() {
+    assert_eq!(touchy("create").unwrap_err().code, ErrorCode::Panicked);
+    let example = Example::default();
+    for place in ["info", "open", "next", "prompt", "next_turn", "extract"] {
+        let task = touchy(place).unwrap();
+        let error = match place {
+            "info" => task.info().unwrap_err(),
+            "open" => task.open(&Source::sample()).unwrap_err(),
+            "next" => task.open(&Source::sample()).unwrap().find_map(|e| e.err()).unwrap(),
+            "prompt" => task.prompt(&example).unwrap_err(),
+            "next_turn" => task.next_turn(&example, "").unwrap_err(),
+            _ => task.extract(&example, "").unwrap_err(),
+        };
+        assert_eq!(error.code, ErrorCode::Panicked, "{place}");
+        assert!(error.message.contains(&format!("touched in {place}")), "{error}");
+        let after = task.prompt(&example).unwrap_err();
+        assert!(after.message.contains("panicked before"), "{after}");
+    }
+    drop(touchy("destroy").unwrap()); // swallowed
+}
+
+/// Length of the prediction, and whether it equals the reference.
+#[derive(Default)]
+struct Equal;
+
+impl Metric for Equal {
+    fn info(&self) -> MetricInfo {
+        let value = |id: &str, unit, aggregation| ValueInfo {
+            id: id.into(),
+            description: id.into(),
+            unit,
+            aggregation,
+            higher_is_better: true,
+            ..ValueInfo::default()
+        };
+        MetricInfo {
+            id: "equal".into(),
+            version: "1".into(),
+            description: "equality".into(),
+            values: vec![
+                value("equal", Unit::Proportion, Aggregation::Mean),
+                value("length", Unit::Count, Aggregation::Sum),
+            ],
+            gold: Scored { prediction: "a".into(), references: vec!["a".into()], ..Scored::default() },
+        }
+    }
+
+    fn score(&self, sample: &Scored) -> Result<Scores> {
+        if sample.references.is_empty() {
+            return Err(e2llm_plugin::Error::bad_request("no reference"));
+        }
+        let equal = sample.references.contains(&sample.prediction);
+        let length = sample.prediction.len() as f64;
+        Ok([("equal".to_owned(), f64::from(equal)), ("length".to_owned(), length)].into_iter().collect())
+    }
+}
+
+/// A second plugin needs a module of its own: each exports under the same names.
+mod equal {
+    use e2llm_plugin::__private::abi;
+
+    pub(crate) extern "C" fn entry() -> *const abi::E2Plugin {
+        &PLUGIN
+    }
+
+    static PLUGIN: abi::E2Plugin = abi::E2Plugin {
+        magic: abi::E2_MAGIC,
+        struct_size: size_of::<abi::E2Plugin>() as u32,
+        abi_major: abi::E2_ABI_MAJOR,
+        abi_minor: abi::E2_ABI_MINOR,
+        kind: abi::E2_KIND_METRIC,
+        flags: 0, // not reentrant: calls are serialised
+        id: abi::E2Str::new("equal"),
+        version: abi::E2Str::new("1"),
+        description: abi::E2Str::new("equality"),
+        sdk: abi::E2Str::new("test"),
+        target: abi::E2Str::new("test"),
+        create: Some(e2llm_plugin::serve::create_metric::<super::Equal>),
+        call: Some(e2llm_plugin::serve::call),
+        destroy: Some(e2llm_plugin::serve::destroy),
+    };
+}
+
+#[test]
+fn a_metric_conforms() {
+    e2llm_plugin::testing::assert_conforms(equal::entry);
+    // SAFETY: the static above.
+    let plugin = unsafe { Plugin::from_raw(equal::entry()) }.unwrap();
+    let metric = MetricClient::create(&plugin, None).unwrap();
+    let rows = vec![Row { scores: metric.score(&metric.info().unwrap().gold).unwrap() }, Row::default()];
+    assert_eq!(metric.aggregate(rows).unwrap()["equal"], 0.5);
+}
