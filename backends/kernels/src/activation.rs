@@ -1,0 +1,134 @@
+//! Activation functions of the feed-forward blocks.
+
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, backend::BackendStorage, bail,
+};
+
+use crate::element::{Element, Real, for_dtype, storage, zeros};
+use crate::host;
+
+/// `gate * sigmoid(gate) * up`, element by element, for two tensors of one shape.
+///
+/// # Errors
+/// If shapes, element types or devices differ.
+pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.shape() != up.shape() || gate.dtype() != up.dtype() {
+        bail!(
+            "silu_mul: gate {:?} {:?} and up {:?} {:?} differ",
+            gate.shape(),
+            gate.dtype(),
+            up.shape(),
+            up.dtype()
+        );
+    }
+    gate.contiguous()?.apply_op2(&up.contiguous()?, SiluMul)
+}
+
+/// The exact Gaussian error linear unit, `x * Phi(x)`, element by element.
+///
+/// # Errors
+/// If the element type is not supported.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Gelu)
+}
+
+struct SiluMul;
+
+struct Gelu;
+
+impl CustomOp2 for SiluMul {
+    fn name(&self) -> &'static str {
+        "silu_mul"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        al: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        for_dtype!("silu_mul", a.dtype(), T => {
+            let (gate, up) = (host::slice::<T>(a, al)?, host::slice::<T>(b, bl)?);
+            let mut y = zeros::<T>(gate.len());
+            host::for_rows(&mut y, 1, #[inline(always)] |first, y| {
+                for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+                    let z = gate.widen();
+                    *y = T::narrow(z * sigmoid(z) * up.widen());
+                }
+            });
+            Ok((storage(y), al.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _y: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = g.contiguous()?;
+        for_dtype!("silu_mul", gate.dtype(), T => {
+            let ((a, al), (b, bl), (c, cl)) =
+                (gate.storage_and_layout(), up.storage_and_layout(), grad.storage_and_layout());
+            let z = host::slice::<T>(host::cpu(&a)?, al)?;
+            let u = host::slice::<T>(host::cpu(&b)?, bl)?;
+            let g = host::slice::<T>(host::cpu(&c)?, cl)?;
+            let (mut dz, mut du) = (zeros::<T>(z.len()), zeros::<T>(z.len()));
+            host::for_rows2(&mut dz, &mut du, 1, #[inline(always)] |first, dz, du| {
+                let inputs = z[first..].iter().zip(&u[first..]).zip(&g[first..]);
+                for ((dz, du), ((z, u), g)) in dz.iter_mut().zip(du).zip(inputs) {
+                    let (z, u, g) = (z.widen(), u.widen(), g.widen());
+                    let s = sigmoid(z);
+                    *du = T::narrow(g * z * s);
+                    *dz = T::narrow(g * u * s * (<T as Element>::Acc::ONE + z * (<T as Element>::Acc::ONE - s)));
+                }
+            });
+            let tensor = |v: Vec<T>| Tensor::from_vec(v, gate.shape(), gate.device());
+            Ok((Some(tensor(dz)?), Some(tensor(du)?)))
+        })
+    }
+}
+
+impl CustomOp1 for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_dtype!("gelu", x.dtype(), T => {
+            let x = host::slice::<T>(x, layout)?;
+            let mut y = zeros::<T>(x.len());
+            host::for_rows(&mut y, 1, #[inline(always)] |first, y| {
+                for (y, x) in y.iter_mut().zip(&x[first..]) {
+                    let x = x.widen();
+                    *y = T::narrow(x * x.normal().0);
+                }
+            });
+            Ok((storage(y), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let grad = g.contiguous()?;
+        for_dtype!("gelu", x.dtype(), T => {
+            let ((a, al), (b, bl)) = (x.storage_and_layout(), grad.storage_and_layout());
+            let (xd, g) = (host::slice::<T>(host::cpu(&a)?, al)?, host::slice::<T>(host::cpu(&b)?, bl)?);
+            let mut dx = zeros::<T>(xd.len());
+            host::for_rows(&mut dx, 1, #[inline(always)] |first, dx| {
+                for ((dx, x), g) in dx.iter_mut().zip(&xd[first..]).zip(&g[first..]) {
+                    let x = x.widen();
+                    let (cdf, density) = x.normal();
+                    *dx = T::narrow(g.widen() * (cdf + x * density));
+                }
+            });
+            Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        })
+    }
+}
+
+#[inline(always)]
+fn sigmoid<A: Real>(z: A) -> A {
+    A::ONE / (A::ONE + (-z).exp())
+}

@@ -1,0 +1,171 @@
+//! Backward pass on the CPU: scores are recomputed block by block from the kept log-sum-exp.
+
+use rayon::prelude::*;
+
+use super::forward::{block_len, gather, matrix};
+use super::{Rows, Size, Visible};
+use crate::element::{Element, Real, zeros};
+use crate::gemm::{Mat, product};
+use crate::host;
+use crate::simd::{sum, vectorised};
+
+/// Keys per block.
+const KEYS: usize = 256;
+/// Parts a head's query blocks are dealt to when there are too few heads to occupy all threads; each part has its
+/// own sums for the gradients of keys and values.
+const PARTS: usize = 4;
+
+/// What the forward pass read and wrote, and the gradient `g` of its output, all viewed as `[B, H, T, d]`.
+pub(super) struct Inputs<'a, T: Element> {
+    pub(super) q: Rows<'a, T>,
+    pub(super) k: Rows<'a, T>,
+    pub(super) v: Rows<'a, T>,
+    pub(super) o: Rows<'a, T>,
+    pub(super) g: Rows<'a, T>,
+    pub(super) lse: &'a [T::Acc],
+}
+
+/// Gradients from one part of the query blocks of one key head.
+struct Part<A> {
+    /// First query position and `[group * rows, d]` of each block.
+    dq: Vec<(usize, Vec<A>)>,
+    dk: Vec<A>,
+    dv: Vec<A>,
+}
+
+/// Gradients of queries `[B, H, Tq, d]`, keys and values `[B, Hkv, Tk, d]`.
+pub(super) fn run<T: Element>(
+    size: Size,
+    visible: &Visible,
+    scale: T::Acc,
+    inputs: Inputs<T>,
+) -> (Vec<T>, Vec<T>, Vec<T>) {
+    let Size { b, h, hkv, tq, tk, d } = size;
+    let (group, len) = (size.group(), block_len(size));
+    let blocks = tq.div_ceil(len);
+    let parts = if b * hkv < 8 { PARTS.min(blocks).max(1) } else { 1 };
+    let results: Vec<Part<T::Acc>> = (0..b * hkv * parts)
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|task| {
+            let (head, part) = (task / parts, task % parts);
+            // Dealt in turn, since later blocks see more keys under a causal mask.
+            let starts = (part..blocks).step_by(parts).map(|block| block * len);
+            one_part(size, visible, scale, &inputs, (head / hkv, head % hkv), starts)
+        })
+        .collect();
+
+    let mut dq = zeros::<T>(b * h * tq * d);
+    for (task, part) in results.iter().enumerate() {
+        let (b, head) = (task / parts / hkv, task / parts % hkv);
+        for (start, block) in &part.dq {
+            let rows = len.min(tq - start);
+            for (g, block) in block.chunks_exact(rows * d).enumerate() {
+                let first = ((b * h + head * group + g) * tq + start) * d;
+                for (out, v) in dq[first..first + rows * d].iter_mut().zip(block) {
+                    *out = T::narrow(*v);
+                }
+            }
+        }
+    }
+    let total = |which: fn(&Part<T::Acc>) -> &Vec<T::Acc>| -> Vec<T> {
+        let mut out = zeros::<T>(b * hkv * tk * d);
+        host::for_rows(
+            &mut out,
+            d,
+            #[inline(always)]
+            |first, rows| {
+                for (r, out) in rows.chunks_exact_mut(d).enumerate() {
+                    let (head, t) = ((first + r) / tk, (first + r) % tk);
+                    for (c, out) in out.iter_mut().enumerate() {
+                        let mut value = T::Acc::ZERO;
+                        for part in &results[head * parts..(head + 1) * parts] {
+                            value += which(part)[t * d + c];
+                        }
+                        *out = T::narrow(value);
+                    }
+                }
+            },
+        );
+        out
+    };
+    let (dk, dv) = (total(|p| &p.dk), total(|p| &p.dv));
+    (dq, dk, dv)
+}
+
+fn one_part<T: Element>(
+    size: Size,
+    visible: &Visible,
+    scale: T::Acc,
+    inputs: &Inputs<T>,
+    (b, head): (usize, usize),
+    starts: impl Iterator<Item = usize>,
+) -> Part<T::Acc> {
+    let Size { h, tq, tk, d, .. } = size;
+    let (group, len) = (size.group(), block_len(size));
+    let heads = head * group..(head + 1) * group;
+    let zeros = zeros::<T::Acc>;
+    let mut result = Part { dq: Vec::new(), dk: zeros(tk * d), dv: zeros(tk * d) };
+    let most = len * group;
+    let (mut qs, mut gs, mut os) = (zeros(most * d), zeros(most * d), zeros(most * d));
+    let (mut p, mut ds) = (zeros(most * KEYS), zeros(most * KEYS));
+    let mut delta = zeros(most);
+    let (mut key_buffer, mut value_buffer) = (Vec::new(), Vec::new());
+    for start in starts {
+        let range = start..(start + len).min(tq);
+        let (positions, end) = (range.len(), visible.keys(b, range.end - 1));
+        let rows = positions * group;
+        vectorised(
+            #[inline(always)]
+            || {
+                gather(inputs.q, b, heads.clone(), range.clone(), scale, &mut qs[..rows * d]);
+                gather(inputs.g, b, heads.clone(), range.clone(), T::Acc::ONE, &mut gs[..rows * d]);
+                gather(inputs.o, b, heads.clone(), range.clone(), T::Acc::ONE, &mut os[..rows * d]);
+                for (r, delta) in delta[..rows].iter_mut().enumerate() {
+                    let (g, o) = (&gs[r * d..][..d], &os[r * d..][..d]);
+                    *delta = sum(
+                        d,
+                        #[inline(always)]
+                        |i| g[i] * o[i],
+                    );
+                }
+            },
+        );
+        let mut dq = zeros(rows * d);
+        let (q, g) = (Mat::new(&qs, rows, d), Mat::new(&gs, rows, d));
+        for first in (0..end).step_by(KEYS) {
+            let n = KEYS.min(end - first);
+            let k = matrix(inputs.k, b, head, first..first + n, &mut key_buffer);
+            let v = matrix(inputs.v, b, head, first..first + n, &mut value_buffer);
+            product(q, k.t(), &mut p, n, false, false);
+            product(g, v.t(), &mut ds, n, false, false);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (r, (p, ds)) in
+                        p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).take(rows).enumerate()
+                    {
+                        let i = start + r % positions;
+                        let seen = visible.keys(b, i).saturating_sub(first).min(n);
+                        let lse = inputs.lse[(b * h + heads.start + r / positions) * tq + i];
+                        for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
+                            *p = (*p - lse).exp();
+                            *ds = *p * (*ds - delta[r]);
+                        }
+                        p[seen..].fill(T::Acc::ZERO);
+                        ds[seen..].fill(T::Acc::ZERO);
+                    }
+                },
+            );
+            let (p, ds) = (Mat::new(&p, rows, n), Mat::new(&ds, rows, n));
+            product(p.t(), g, &mut result.dv[first * d..], d, true, false);
+            product(ds.t(), q, &mut result.dk[first * d..], d, true, false);
+            product(ds, k, &mut dq, d, true, false);
+        }
+        for dq in &mut dq {
+            *dq *= scale;
+        }
+        result.dq.push((start, dq));
+    }
+    result
+}

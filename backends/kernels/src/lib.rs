@@ -1,0 +1,31 @@
+//! Fused operations for candle with exact backward passes.
+//!
+//! candle's matrix products are fast, its memory-bound operations are not, and several of its fused ones cut the
+//! gradient without saying so. This crate replaces those: every function here takes and returns
+//! [`candle_core::Tensor`], runs on rows in parallel on the CPU (and, with the feature `cuda`, in one kernel on the
+//! GPU), accumulates in float32, and has a backward pass for every input that can be trained.
+//!
+//! Supported element types are `f32` and `bf16`, and `f64` on the CPU, which exists so that gradients can be checked
+//! against finite differences. All inputs of one call share one element type unless a function says otherwise.
+
+mod activation;
+mod attention;
+mod checkpoint;
+mod element;
+mod gemm;
+mod host;
+mod linear;
+mod loss;
+mod norm;
+mod optimizer;
+mod rope;
+mod simd;
+
+pub use activation::{gelu, silu_mul};
+pub use attention::{Mask, attention};
+pub use checkpoint::checkpoint;
+pub use linear::linear;
+pub use loss::{IGNORED, cross_entropy};
+pub use norm::{layer_norm, rms_norm};
+pub use optimizer::{AdamW, adamw_step, global_norm};
+pub use rope::rope;

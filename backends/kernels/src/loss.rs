@@ -1,0 +1,138 @@
+//! Cross-entropy over a vocabulary.
+
+use candle_core::{
+    CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, backend::BackendStorage, bail,
+};
+use std::sync::Mutex;
+
+use crate::element::{Element, Real, for_dtype, storage, zeros};
+use crate::host;
+use crate::simd::{max, sum};
+
+/// Target value of a row that takes no part in the loss.
+pub const IGNORED: u32 = u32::MAX;
+
+/// Sum over the kept rows of `-log softmax(logits)[target]`, in nats, as a scalar `f32` (`f64` for `f64` logits).
+///
+/// `logits` is `[N, V]`, `targets` `[N]` of `u32`, where [`IGNORED`] drops a row. Divide by the number of kept rows
+/// for the mean. Only one float per row is kept for the backward pass; the gradient is written in one pass.
+///
+/// # Errors
+/// If sizes do not fit together or, on the CPU, if a target is not below `V`. On a GPU such a target makes the loss
+/// NaN, since reporting it would stall the device.
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let (n, _) = logits.dims2()?;
+    if targets.dims() != [n] || targets.dtype() != DType::U32 {
+        bail!(
+            "cross_entropy: targets {:?} {:?} do not fit logits {:?}",
+            targets.dtype(),
+            targets.shape(),
+            logits.shape()
+        );
+    }
+    logits.contiguous()?.apply_op2(&targets.contiguous()?, CrossEntropy { lse: Mutex::new(None) })
+}
+
+/// `lse` keeps the logarithm of each row's sum of exponentials from forward to backward.
+struct CrossEntropy {
+    lse: Mutex<Option<Tensor>>,
+}
+
+impl CrossEntropy {
+    fn keep(&self, lse: Tensor) {
+        *self.lse.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(lse);
+    }
+
+    fn kept(&self) -> Result<Tensor> {
+        match &*self.lse.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(lse) => Ok(lse.clone()),
+            None => bail!("cross_entropy: backward without forward"),
+        }
+    }
+}
+
+impl CustomOp2 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross_entropy"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        t: &CpuStorage,
+        tl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (n, v) = xl.shape().dims2()?;
+        let targets = host::slice::<u32>(t, tl)?;
+        if let Some((row, &target)) =
+            targets.iter().enumerate().find(|&(_, &t)| t != IGNORED && t as usize >= v)
+        {
+            bail!("cross_entropy: target {target} of row {row} is not below the vocabulary size {v}");
+        }
+        for_dtype!("cross_entropy", x.dtype(), T => {
+            let x = host::slice::<T>(x, xl)?;
+            let mut lse = vec![<T as Element>::Acc::ZERO; n];
+            host::for_work(&mut lse, 1, v, #[inline(always)] |first, out| {
+                for (i, out) in out.iter_mut().enumerate() {
+                    if targets[first + i] != IGNORED {
+                        *out = log_sum_exp(&x[(first + i) * v..][..v]);
+                    }
+                }
+            });
+            let mut loss = 0f64;
+            for (row, (&target, lse)) in targets.iter().zip(&lse).enumerate() {
+                if target != IGNORED {
+                    loss += lse.to_f64() - x[row * v + target as usize].to_f64();
+                }
+            }
+            self.keep(Tensor::from_vec(lse, n, &candle_core::Device::Cpu)?);
+            Ok((storage(vec![<T as Element>::Acc::real(loss)]), Shape::from(())))
+        })
+    }
+
+    fn bwd(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        _loss: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (_, v) = logits.dims2()?;
+        let kept = self.kept()?;
+        for_dtype!("cross_entropy", logits.dtype(), T => {
+            let ((xs, xl), (ts, tl)) = (logits.storage_and_layout(), targets.storage_and_layout());
+            let x = host::slice::<T>(host::cpu(&xs)?, xl)?;
+            let targets = host::slice::<u32>(host::cpu(&ts)?, tl)?;
+            let lse = host::to_vec::<<T as Element>::Acc>(&kept)?;
+            let g = g.to_scalar::<<T as Element>::Acc>()?;
+            let mut dx = zeros::<T>(x.len());
+            host::for_rows(&mut dx, v, #[inline(always)] |first, rows| {
+                for (i, dx) in rows.chunks_exact_mut(v).enumerate() {
+                    let row = first + i;
+                    if targets[row] == IGNORED {
+                        continue;
+                    }
+                    let (x, lse) = (&x[row * v..][..v], lse[row]);
+                    for (dx, x) in dx.iter_mut().zip(x) {
+                        *dx = T::narrow((x.widen() - lse).exp() * g);
+                    }
+                    let target = targets[row] as usize;
+                    dx[target] = T::narrow(((x[target].widen() - lse).exp() - <T as Element>::Acc::ONE) * g);
+                }
+            });
+            Ok((Some(Tensor::from_vec(dx, logits.shape(), logits.device())?), None))
+        })
+    }
+}
+
+#[inline(always)]
+fn log_sum_exp<T: Element>(row: &[T]) -> T::Acc {
+    let top = max(row);
+    let total = sum(
+        row.len(),
+        #[inline(always)]
+        |i| (row[i].widen() - top).exp(),
+    );
+    top + total.ln()
+}

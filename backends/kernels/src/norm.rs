@@ -1,0 +1,284 @@
+//! RMS and layer normalisation over the last dimension.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::element::{Element, Real, for_dtype, storage, zeros};
+use crate::host;
+use crate::simd::{sum, vectorised};
+
+/// `weight * x / sqrt(mean(x^2) + eps)` over the last dimension of `x` (`[.., d]`), `weight` `[d]`.
+///
+/// The arithmetic is that of the reference models: the quotient is taken in float32 and rounded to the type of `x`
+/// before it is multiplied by `weight`. Gradients reach `x`, and `weight` if it is trained.
+///
+/// # Errors
+/// If sizes, element types or devices do not fit together.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    check("rms_norm", x, &[weight])?;
+    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+}
+
+/// `weight * (x - mean) / sqrt(variance + eps) + bias` over the last dimension of `x` (`[.., d]`), `weight` and
+/// `bias` `[d]`.
+///
+/// Gradients reach `x`, and `weight` and `bias` if they are trained; frozen ones cost nothing.
+///
+/// # Errors
+/// If sizes, element types or devices do not fit together.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    check("layer_norm", x, &[weight, bias])?;
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
+}
+
+fn check(op: &str, x: &Tensor, parameters: &[&Tensor]) -> Result<()> {
+    for p in parameters {
+        if x.dims().last().is_none_or(|&d| p.dims() != [d]) {
+            bail!("{op}: parameter of shape {:?} does not fit x of shape {:?}", p.shape(), x.shape());
+        }
+        if p.dtype() != x.dtype() {
+            bail!("{op}: x is {:?} but a parameter is {:?}", x.dtype(), p.dtype());
+        }
+    }
+    Ok(())
+}
+
+struct RmsNorm {
+    eps: f64,
+}
+
+struct LayerNorm {
+    eps: f64,
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        for_dtype!("rms_norm", x_dtype(x), T => {
+            let (x, w) = (host::slice::<T>(x, xl)?, host::slice::<T>(w, wl)?);
+            let eps = <T as Element>::Acc::real(self.eps);
+            let mut y = zeros::<T>(x.len());
+            let d = w.len();
+            host::for_rows(&mut y, d, #[inline(always)] |first, rows| {
+                for (y, x) in rows.chunks_exact_mut(d).zip(x[first * d..].chunks_exact(d)) {
+                    rms_row(x, w, eps, y);
+                }
+            });
+            Ok((storage(y), xl.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, _] = gradients(x, w, g, self.eps, false, w.track_op())?;
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        for_dtype!("layer_norm", x_dtype(x), T => {
+            let (x, w, b) = (host::slice::<T>(x, xl)?, host::slice::<T>(w, wl)?, host::slice::<T>(b, bl)?);
+            let eps = <T as Element>::Acc::real(self.eps);
+            let mut y = zeros::<T>(x.len());
+            let d = w.len();
+            host::for_rows(&mut y, d, #[inline(always)] |first, rows| {
+                for (y, x) in rows.chunks_exact_mut(d).zip(x[first * d..].chunks_exact(d)) {
+                    layer_row(x, w, b, eps, y);
+                }
+            });
+            Ok((storage(y), xl.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, db] = gradients(x, w, g, self.eps, true, w.track_op() || b.track_op())?;
+        Ok((dx, dw.filter(|_| w.track_op()), db.filter(|_| b.track_op())))
+    }
+}
+
+fn x_dtype(x: &CpuStorage) -> candle_core::DType {
+    use candle_core::backend::BackendStorage;
+    x.dtype()
+}
+
+/// Mean (zero unless `centred`) and reciprocal of the root mean square deviation of a row.
+#[inline(always)]
+fn moments<T: Element>(x: &[T], eps: T::Acc, centred: bool) -> (T::Acc, T::Acc) {
+    let n = T::Acc::real(x.len() as f64);
+    let mean = if centred {
+        sum(
+            x.len(),
+            #[inline(always)]
+            |i| x[i].widen(),
+        ) / n
+    } else {
+        T::Acc::ZERO
+    };
+    let squares = sum(
+        x.len(),
+        #[inline(always)]
+        |i| {
+            let c = x[i].widen() - mean;
+            c * c
+        },
+    );
+    (mean, T::Acc::ONE / (squares / n + eps).sqrt())
+}
+
+#[inline(always)]
+fn rms_row<T: Element>(x: &[T], w: &[T], eps: T::Acc, y: &mut [T]) {
+    let (_, r) = moments(x, eps, false);
+    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+        *y = T::narrow(T::narrow(x.widen() * r).widen() * w.widen());
+    }
+}
+
+#[inline(always)]
+fn layer_row<T: Element>(x: &[T], w: &[T], b: &[T], eps: T::Acc, y: &mut [T]) {
+    let (mean, r) = moments(x, eps, true);
+    for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+        *y = T::narrow((x.widen() - mean) * r * w.widen() + b.widen());
+    }
+}
+
+/// Gradients of input, weight and bias.
+fn gradients(
+    x: &Tensor,
+    w: &Tensor,
+    g: &Tensor,
+    eps: f64,
+    centred: bool,
+    trained: bool,
+) -> Result<[Option<Tensor>; 3]> {
+    let g = g.contiguous()?;
+    for_dtype!("norm backward", x.dtype(), T => {
+        let ((xs, xl), (ws, wl), (gs, gl)) = (x.storage_and_layout(), w.storage_and_layout(), g.storage_and_layout());
+        let xd = host::slice::<T>(host::cpu(&xs)?, xl)?;
+        let wd = host::slice::<T>(host::cpu(&ws)?, wl)?;
+        let gd = host::slice::<T>(host::cpu(&gs)?, gl)?;
+        let eps = <T as Element>::Acc::real(eps);
+        let dx = x.track_op().then(|| input_gradient(xd, wd, gd, eps, centred));
+        let dx = dx.map(|v| Tensor::from_vec(v, x.shape(), x.device())).transpose()?;
+        if !trained {
+            return Ok([dx, None, None]);
+        }
+        let (dw, db) = parameter_gradients(xd, gd, wd.len(), eps, centred);
+        let tensor = |v: Vec<T>| Tensor::from_vec(v, w.shape(), w.device());
+        Ok([dx, Some(tensor(dw)?), Some(tensor(db)?)])
+    })
+}
+
+fn input_gradient<T: Element>(x: &[T], w: &[T], g: &[T], eps: T::Acc, centred: bool) -> Vec<T> {
+    let d = w.len();
+    let n = T::Acc::real(d as f64);
+    let mut dx = zeros::<T>(x.len());
+    host::for_rows(
+        &mut dx,
+        d,
+        #[inline(always)]
+        |first, rows| {
+            let inputs = x[first * d..].chunks_exact(d).zip(g[first * d..].chunks_exact(d));
+            for (dx, (x, g)) in rows.chunks_exact_mut(d).zip(inputs) {
+                let (g, w, x) = (&g[..d], &w[..d], &x[..d]);
+                let (mean, r) = moments(x, eps, centred);
+                let along = sum(
+                    d,
+                    #[inline(always)]
+                    |i| g[i].widen() * w[i].widen() * (x[i].widen() - mean),
+                ) * r
+                    / n;
+                let shift = if centred {
+                    sum(
+                        d,
+                        #[inline(always)]
+                        |i| g[i].widen() * w[i].widen(),
+                    ) / n
+                } else {
+                    T::Acc::ZERO
+                };
+                for i in 0..d {
+                    let normal = (x[i].widen() - mean) * r;
+                    dx[i] = T::narrow((g[i].widen() * w[i].widen() - shift - normal * along) * r);
+                }
+            }
+        },
+    );
+    dx
+}
+
+/// Column sums of `g * normalised x` and of `g`, over blocks of rows in a fixed order so that results repeat.
+fn parameter_gradients<T: Element>(
+    x: &[T],
+    g: &[T],
+    d: usize,
+    eps: T::Acc,
+    centred: bool,
+) -> (Vec<T>, Vec<T>) {
+    const BLOCK: usize = 256;
+    let blocks: Vec<[Vec<T::Acc>; 2]> = x
+        .par_chunks(BLOCK * d)
+        .zip(g.par_chunks(BLOCK * d))
+        .map(|(x, g)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (mut dw, mut db) = (vec![T::Acc::ZERO; d], vec![T::Acc::ZERO; d]);
+                    for (x, g) in x.chunks_exact(d).zip(g.chunks_exact(d)) {
+                        let (mean, r) = moments(x, eps, centred);
+                        for (((dw, db), x), g) in dw.iter_mut().zip(&mut db).zip(x).zip(g) {
+                            *dw += g.widen() * ((x.widen() - mean) * r);
+                            *db += g.widen();
+                        }
+                    }
+                    [dw, db]
+                },
+            )
+        })
+        .collect();
+    let total = |part: usize| -> Vec<T> {
+        (0..d)
+            .map(|i| {
+                let mut sum = T::Acc::ZERO;
+                for block in &blocks {
+                    sum += block[part][i];
+                }
+                T::narrow(sum)
+            })
+            .collect()
+    };
+    (total(0), total(1))
+}
