@@ -7,8 +7,11 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::record::Record;
 use crate::text::{python_trim, squad_normalise};
+use crate::{Example, Prediction, Result};
 
 /// The rule that read a letter out of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,21 @@ pub enum Rule {
     LoneLetter,
 }
 
+impl Rule {
+    /// The rule's name in records, e.g. `option-text`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OfficialParenthesised => "official-parenthesised",
+            Self::OfficialBare => "official-bare",
+            Self::Leading => "leading",
+            Self::AnswerIs => "answer-is",
+            Self::OptionText => "option-text",
+            Self::Phrase => "phrase",
+            Self::LoneLetter => "lone-letter",
+        }
+    }
+}
+
 /// What a response picks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pick {
@@ -37,6 +55,55 @@ pub struct Pick {
     pub letter: char,
     /// The rule that fired.
     pub rule: Rule,
+}
+
+impl From<Option<Pick>> for Prediction {
+    /// The letter and the rule; both empty where nothing was picked.
+    fn from(pick: Option<Pick>) -> Self {
+        pick.map_or_else(Self::default, |p| Self { text: p.letter.into(), rule: p.rule.name().into() })
+    }
+}
+
+/// Completes a multiple-choice example: `meta` has `options` (taken from `choice_A` to `choice_D` where it has only
+/// those) and `choice_protocol`, by which a metric knows how to read a response, and the one reference is a letter.
+///
+/// # Errors
+/// An example without options, or whose answer is neither a letter nor the text of an option.
+pub fn complete(record: &Record, mut example: Example, protocol: &str) -> Result<Example> {
+    if !example.meta.contains_key("options") {
+        let choices = ["choice_A", "choice_B", "choice_C", "choice_D"].map(|k| example.meta.get(k).cloned());
+        if let Some(choices) = choices.into_iter().collect() {
+            example.meta.insert("options".into(), Value::Array(choices));
+        }
+    }
+    let options = options(&example);
+    if options.is_empty() {
+        return Err(record.error("field `meta.options` is missing or holds anything but texts"));
+    }
+    let known = |letter: &char| ('A'..).take(options.len()).any(|l| l == *letter);
+    let gold = example.references.first().map_or("", String::as_str);
+    let Some(letter) = gold_letter(gold, &options).filter(known) else {
+        return Err(record.error(format!("the answer `{gold}` is neither a letter nor an option's text")));
+    };
+    example.references = vec![letter.into()];
+    example.meta.insert("choice_protocol".into(), protocol.into());
+    Ok(example)
+}
+
+/// The options of a multiple-choice example; none where `meta.options` is no list of texts.
+pub fn options(example: &Example) -> Vec<String> {
+    let list = example.meta.get("options").and_then(Value::as_array);
+    let texts = list.map(|l| l.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<_>>());
+    texts.flatten().unwrap_or_default()
+}
+
+/// A question with its options, each on a line of its own that begins with `(A)`, `(B)`, ...
+pub fn question(question: &str, options: &[impl AsRef<str>]) -> String {
+    let mut text = question.to_owned();
+    for (letter, option) in ('A'..).zip(options) {
+        text.extend(["\n(", letter.encode_utf8(&mut [0; 4]), ") ", option.as_ref()]);
+    }
+    text
 }
 
 macro_rules! patterns {
@@ -159,6 +226,7 @@ fn pick(letter: &str, rule: Rule) -> Option<Pick> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     const OPTIONS: [&str; 4] = ["A red house.", "The sea", "Nobody knows", "both"];
 
@@ -224,6 +292,48 @@ mod tests {
         for text in ["The correct answer is (B)", "The correct answer is D.", "(A) A red house.", "both"] {
             let other = longbench_v2(text).or_else(|| strict(text, &OPTIONS));
             assert_eq!(letter(lenient(text, &OPTIONS)), letter(other), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_named_as_it_is_written_in_records() {
+        use Rule::*;
+        for rule in [OfficialParenthesised, OfficialBare, Leading, AnswerIs, OptionText, Phrase, LoneLetter] {
+            assert_eq!(serde_json::to_value(rule).unwrap(), rule.name());
+        }
+        let read = Prediction::from(strict("(B)", &OPTIONS));
+        assert_eq!((read.text.as_str(), read.rule.as_str()), ("B", "leading"));
+        assert_eq!(Prediction::from(None), Prediction::default());
+    }
+
+    #[test]
+    fn options_stand_on_lines_of_their_own() {
+        assert_eq!(question("Why?", &["x", "y z"]), "Why?\n(A) x\n(B) y z");
+    }
+
+    #[test]
+    fn an_example_is_completed_or_refused() {
+        let record = Record { place: "f, line 1".into(), value: Value::Null };
+        let example = |meta: Value, gold: &str| Example {
+            references: vec![gold.into()],
+            meta: meta.as_object().cloned().unwrap(),
+            ..Example::default()
+        };
+        let choices = json!({"choice_A": "a b", "choice_B": "c", "choice_C": "d", "choice_D": "e"});
+        for (meta, gold) in [(choices, "The C"), (json!({"options": ["x", "y"]}), "B")] {
+            let done = complete(&record, example(meta, gold), "p").unwrap();
+            assert_eq!(done.references, ["B"]);
+            assert_eq!(done.meta["choice_protocol"], "p");
+            assert!(options(&done).len() >= 2);
+        }
+        for (meta, gold, what) in [
+            (json!({}), "A", "meta.options"),
+            (json!({"options": ["x", 3]}), "A", "meta.options"),
+            (json!({"options": ["x", "y"]}), "C", "`C`"),
+            (json!({"options": ["x", "y"]}), "z", "`z`"),
+        ] {
+            let error = complete(&record, example(meta, gold), "p").unwrap_err();
+            assert!(error.message.starts_with("f, line 1") && error.message.contains(what), "{error}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! A file that is one JSON array, streamed element by element: some benchmarks come as a single array of
-//! hundreds of megabytes.
+//! A file that is one JSON array, or an object around one, streamed element by element: some benchmarks come as a
+//! single array of hundreds of megabytes.
 
 use crate::json_lines::open_text;
 use crate::record::Record;
@@ -13,6 +13,7 @@ pub struct JsonArray {
     reader: Box<dyn BufRead + Send>,
     element: u64,
     state: State,
+    field: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -37,7 +38,15 @@ impl JsonArray {
     /// A file that cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        Ok(Self { name, reader: open_text(path)?, element: 0, state: State::Start })
+        Ok(Self { name, reader: open_text(path)?, element: 0, state: State::Start, field: None })
+    }
+
+    /// Reads the array that is a field of the file's one object.
+    ///
+    /// # Errors
+    /// A file that cannot be opened.
+    pub fn field(path: &Path, field: &'static str) -> Result<Self> {
+        Ok(Self { field: Some(field), ..Self::open(path)? })
     }
 
     fn broken(&self, what: &str) -> Error {
@@ -62,7 +71,7 @@ impl JsonArray {
         }
     }
 
-    /// The bytes up to the comma or bracket that ends the element.
+    /// The bytes up to the comma or bracket that ends the value.
     fn element(&mut self) -> Result<Vec<u8>> {
         let (mut bytes, mut scan) = (Vec::new(), Scan::default());
         loop {
@@ -83,8 +92,38 @@ impl JsonArray {
         }
     }
 
+    /// Goes to the array inside the object; what stands before it is passed over, what follows it is not read.
+    fn enter(&mut self, field: &str) -> Result<()> {
+        let missing = |name: &str| Error::io(format!("{name}: expected a JSON object with a list `{field}`"));
+        let mut before = b'{';
+        loop {
+            if self.peek()? != Some(before) {
+                return Err(missing(&self.name));
+            }
+            self.reader.consume(1);
+            let mut key = Vec::new();
+            if self.peek()? == Some(b'"') {
+                self.reader.consume(1);
+                let read = self.reader.read_until(b'"', &mut key);
+                read.map_err(|e| Error::io(format!("{}: {e}", self.name)))?;
+            }
+            if key.pop() != Some(b'"') || self.peek()? != Some(b':') {
+                return Err(missing(&self.name));
+            }
+            self.reader.consume(1);
+            if key == field.as_bytes() {
+                return Ok(());
+            }
+            self.element()?;
+            before = b',';
+        }
+    }
+
     fn read(&mut self) -> Result<Option<Record>> {
         if self.state == State::Start {
+            if let Some(field) = self.field {
+                self.enter(field)?;
+            }
             if self.peek()? != Some(b'[') {
                 return Err(Error::io(format!("{}: expected a JSON array", self.name)));
             }
@@ -122,7 +161,7 @@ impl Scan {
             b'"' => self.string = true,
             b'[' | b'{' => self.depth += 1,
             b']' | b'}' if self.depth > 0 => self.depth -= 1,
-            b',' | b']' if self.depth == 0 => return true,
+            b',' | b']' | b'}' if self.depth == 0 => return true,
             _ => {}
         }
         false
@@ -147,6 +186,7 @@ impl Iterator for JsonArray {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn read(text: &str) -> Vec<Result<Record>> {
         let dir = tempfile::tempdir().unwrap();
@@ -161,6 +201,25 @@ mod tests {
         let got: Vec<_> = read(text).into_iter().map(|r| r.unwrap().value).collect();
         assert_eq!(serde_json::Value::Array(got), serde_json::from_str::<serde_json::Value>(text).unwrap());
         assert!(read("[]").is_empty());
+    }
+
+    #[test]
+    fn an_array_inside_an_object() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.json");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            JsonArray::field(&path, "Data").unwrap().collect::<Result<Vec<_>>>()
+        };
+        for before in ["", "\"A\": {\"Data\": [9], \"b\": \"}\"}, \"C\" : null , "] {
+            let got = read(&format!("{{{before}\"Data\": [{{\"x\": 1}}, 2], \"Z\": 1}}")).unwrap();
+            assert_eq!(got.into_iter().map(|r| r.value).collect::<Vec<_>>(), [json!({"x": 1}), json!(2)]);
+        }
+        assert!(read("{\"Data\": []}").unwrap().is_empty());
+        for broken in ["", "[]", "{}", "{\"A\": 1}", "{\"Data\": 3}", "{\"Da", "{\"A\": [1", "{\"Data\": [1"]
+        {
+            assert!(read(broken).unwrap_err().message.contains("data.json"), "{broken}");
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! One record of a data file, with where it stands for messages.
 
+use crate::json_lines::open_text;
 use crate::{Error, Example, Result};
 use serde_json::{Map, Value};
+use std::path::Path;
 
 /// A JSON value and its place.
 #[derive(Debug, Clone)]
@@ -13,6 +15,23 @@ pub struct Record {
 }
 
 impl Record {
+    /// Reads a file that is one JSON value.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no JSON, naming it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let place = path.display().to_string();
+        match serde_json::from_reader(open_text(path)?) {
+            Ok(value) => Ok(Self { place, value }),
+            Err(e) => Err(Error::io(format!("{place}: not JSON: {e}"))),
+        }
+    }
+
+    /// A part of this record as a record of its own: `what` says which part, in messages.
+    pub fn part(&self, what: impl std::fmt::Display, value: &Value) -> Self {
+        Self { place: format!("{}, {what}", self.place), value: value.clone() }
+    }
+
     /// Whether it is a record of the plain format `{"id","context","prompt","answers","meta"}`.
     pub fn is_plain(&self) -> bool {
         ["id", "context", "prompt", "answers"].iter().all(|k| self.value.get(k).is_some())

@@ -3,7 +3,7 @@
 use crate::json_array::JsonArray;
 use crate::json_lines::JsonLines;
 use crate::record::Record;
-use crate::{Error, Result};
+use crate::{Error, Example, Examples, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -26,6 +26,22 @@ pub struct Source {
     opened: Arc<Mutex<Vec<PathBuf>>>,
 }
 
+/// The examples that `read` makes of each record, in order. After an error the stream ends.
+pub fn examples<F>(records: Records, mut read: F) -> Examples
+where
+    F: FnMut(&Record) -> Result<Vec<Example>> + Send + 'static,
+{
+    let mut failed = false;
+    let read = move |record: Result<Record>| {
+        let (examples, error) = match record.and_then(|r| read(&r)) {
+            Ok(examples) => (examples, None),
+            Err(e) => (Vec::new(), Some(e)),
+        };
+        examples.into_iter().map(Ok).chain(error.map(Err))
+    };
+    Box::new(records.flat_map(read).take_while(move |item| !std::mem::replace(&mut failed, item.is_err())))
+}
+
 /// The plain format's file name.
 pub const PLAIN: &str = "{split}.jsonl";
 
@@ -42,8 +58,13 @@ impl Source {
         Self { folder: Some(folder.into()), split: split.into(), ..Self::default() }
     }
 
+    /// Whether `name` is the split or another usual name of it (`validation`, `val`, `valid`, `dev`).
+    pub fn is_split(&self, name: &str) -> bool {
+        split_names(&self.split).contains(&name)
+    }
+
     /// The first of `patterns` that exists in the folder, each also as `.zst` and `.gz`; `{split}` stands for the
-    /// split or another usual name of it (`validation`, `val`, `valid`, `dev`).
+    /// split or another usual name of it (see [`Source::is_split`]). A pattern that ends with `/` is a folder.
     ///
     /// # Errors
     /// A folder that is missing, or that has no such file: the message lists the splits it has.
@@ -59,26 +80,35 @@ impl Source {
                 for suffix in SUFFIXES {
                     let path = folder.join(pattern.replace("{split}", split) + suffix);
                     if path.exists() {
-                        self.note(&path);
+                        if path.is_file() {
+                            self.note(&path);
+                        }
                         return Ok(path);
                     }
                 }
             }
         }
-        let found: Vec<_> = splits_in(folder, patterns).into_iter().collect();
         let wanted: Vec<_> = patterns.iter().map(|p| p.replace("{split}", &self.split)).collect();
+        let wanted = wanted.join(" or ");
+        if !patterns.iter().any(|p| p.contains("{split}")) {
+            return Err(Error::io(format!("{} has no {wanted}", folder.display())));
+        }
+        let found: Vec<_> = splits_in(folder, patterns).into_iter().collect();
         let found = if found.is_empty() {
             "none of its splits is there".to_owned()
         } else {
             format!("splits found: {}", found.join(", "))
         };
         Err(Error::io(format!("{} has no split `{}`; {found}", folder.display(), self.split))
-            .with_help(format!("expected {} (also .zst or .gz)", wanted.join(" or "))))
+            .with_help(format!("expected {wanted} (also .zst or .gz)")))
     }
 
     /// Remembers a file that was read, for the run's manifest.
     pub fn note(&self, path: &Path) {
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if !opened.iter().any(|p| p == path) {
+            opened.push(path.to_owned());
+        }
     }
 
     /// Files read so far.
@@ -87,21 +117,29 @@ impl Source {
     }
 
     /// The records of the first of `patterns` that exists (see [`Source::locate`]), or of `sample`, a JSON Lines
-    /// text that is part of the plugin. A `.json` file is one array, anything else JSON Lines.
+    /// text that is part of the plugin.
     ///
     /// # Errors
-    /// As [`Source::locate`]. A broken record is an error item.
+    /// As [`Source::locate`] and [`Source::read`].
     pub fn records(&self, patterns: &[&str], sample: &'static str) -> Result<Records> {
         if self.folder.is_none() {
             return Ok(Box::new(JsonLines::embedded("embedded sample", sample)));
         }
-        let path = self.locate(patterns)?;
+        self.read(&self.locate(patterns)?)
+    }
+
+    /// The records of a file. A `.json` file is one array, anything else JSON Lines.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, or that is empty. A broken record is an error item.
+    pub fn read(&self, path: &Path) -> Result<Records> {
+        self.note(path);
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let bare = SUFFIXES[1..].iter().find_map(|s| name.strip_suffix(s)).unwrap_or(name);
         let records: Records = if bare.ends_with(".json") {
-            Box::new(JsonArray::open(&path)?)
+            Box::new(JsonArray::open(path)?)
         } else {
-            Box::new(JsonLines::open(&path)?)
+            Box::new(JsonLines::open(path)?)
         };
         let mut records = records.peekable();
         if records.peek().is_none() {
@@ -129,11 +167,16 @@ fn splits_in(folder: &Path, patterns: &[&str]) -> BTreeSet<String> {
         let (inside, prefix) = before
             .rsplit_once('/')
             .map_or((folder.to_owned(), before), |(dir, name)| (folder.join(dir), name));
+        // `{split}/file.csv`: a folder is a split if it has that file
+        let (end, rest) = after.split_once('/').map_or((after, None), |(end, rest)| (end, Some(rest)));
         let Ok(entries) = std::fs::read_dir(inside) else { continue };
         for entry in entries.flatten() {
+            if rest.is_some_and(|rest| !entry.path().is_dir() || !entry.path().join(rest).exists()) {
+                continue;
+            }
             let name = entry.file_name().to_string_lossy().into_owned();
-            let split =
-                SUFFIXES.iter().find_map(|s| name.strip_prefix(prefix)?.strip_suffix(&format!("{after}{s}")));
+            let bare = SUFFIXES[1..].iter().find_map(|s| name.strip_suffix(s)).unwrap_or(&name);
+            let split = bare.strip_prefix(prefix).and_then(|name| name.strip_suffix(end));
             if let Some(split) = split.filter(|s| !s.is_empty()) {
                 found.insert(split.to_owned());
             }
@@ -157,6 +200,40 @@ mod tests {
         let error = at("test").unwrap_err();
         assert!(error.message.contains("no split `test`; splits found: train, val"), "{error}");
         assert!(error.help.contains("test.jsonl"), "{}", error.help);
+    }
+
+    #[test]
+    fn folders_can_be_splits() {
+        let dir = tempfile::tempdir().unwrap();
+        for split in ["ALL/train", "ALL/dev", "ALL/bare"] {
+            std::fs::create_dir_all(dir.path().join(split)).unwrap();
+        }
+        std::fs::write(dir.path().join("ALL/train/a.csv.gz"), "x").unwrap();
+        std::fs::write(dir.path().join("ALL/readme.txt"), "x").unwrap();
+        let source = Source::folder(dir.path(), "val");
+        assert!(source.locate(&[PLAIN, "ALL/{split}/"]).unwrap().ends_with("ALL/dev"));
+        assert!(source.opened_files().is_empty(), "a folder is no file that was read");
+        let error = Source::folder(dir.path(), "test").locate(&["ALL/{split}/"]).unwrap_err();
+        assert!(error.message.ends_with("splits found: bare, dev, train"), "{error}");
+        let train = Source::folder(dir.path(), "train");
+        assert!(train.locate(&["ALL/{split}/a.csv"]).unwrap().ends_with("a.csv.gz"));
+        let error = source.locate(&["x.csv", "y.csv"]).unwrap_err();
+        assert!(error.message.ends_with("has no x.csv or y.csv"), "{error}");
+        assert!(source.is_split("dev") && !source.is_split("train"));
+    }
+
+    #[test]
+    fn a_record_gives_any_number_of_examples_and_an_error_ends_them() {
+        let lines = "{\"n\":2}\n{\"n\":0}\n{\"n\":1}\n{}\n{\"n\":1}\n";
+        let records = Box::new(JsonLines::embedded("lines", lines));
+        let read = |r: &Record| {
+            let n = r.value["n"].as_u64().ok_or_else(|| r.error("no n"))?;
+            Ok(vec![Example::default(); n as usize])
+        };
+        let got: Vec<_> = examples(records, read).collect();
+        assert_eq!(got.len(), 4);
+        assert!(got[..3].iter().all(Result::is_ok));
+        assert_eq!(got[3].as_ref().unwrap_err().message, "lines, line 4: no n");
     }
 
     #[test]
