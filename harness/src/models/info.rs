@@ -1,0 +1,270 @@
+//! Describing a model without fetching it.
+
+use super::catalogue::{Entry, Kind};
+use super::error::ModelError;
+use super::fetch::Fetcher;
+use super::resolve::{Found, file_names, found_at, read_config};
+use super::verify::FileState;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+/// A header that is larger than this is not one.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// One file of a model, as it is on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileInfo {
+    /// Its name in the model's folder.
+    pub name: String,
+    /// Where it is, or would be.
+    pub path: PathBuf,
+    /// Bytes, as listed in the catalogue or found.
+    pub size: u64,
+    /// The catalogue's sha256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// How it compares with the catalogue.
+    #[serde(flatten)]
+    pub state: FileState,
+}
+
+/// What is known of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelInfo {
+    /// The name or path that was asked for.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// The catalogue's line on it; empty for paths.
+    pub description: String,
+    /// Licence of the weights, where known.
+    pub licence: Option<String>,
+    /// Architecture by `config.json`, e.g. `BertModel`.
+    pub architecture: Option<String>,
+    /// Number of parameters: counted from the weights' headers where they are there and in safetensors, else
+    /// the catalogue's; for `e2llm` the sum of its parts.
+    pub parameters: Option<u64>,
+    /// Tokens it reads.
+    pub window: Option<u64>,
+    /// For kind `e2llm`: whether adapter and LoRA are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trained: Option<bool>,
+    /// Its own files.
+    pub files: Vec<FileInfo>,
+    /// Where files come from, in the order tried.
+    pub sources: Vec<String>,
+    /// For kind `e2llm`: encoder and decoder.
+    pub parts: Vec<ModelInfo>,
+}
+
+impl Fetcher {
+    /// Describes a catalogue entry or the model at a path; reads local files only.
+    ///
+    /// # Errors
+    /// Neither a name nor a path; files that cannot be read.
+    pub fn info(&self, model: &str) -> Result<ModelInfo, ModelError> {
+        match self.catalogue.get(model) {
+            Ok(entry) => self.entry_info(model, entry),
+            Err(unknown) => {
+                let path = Path::new(model);
+                if path.exists() { self.path_info(model, path) } else { Err(unknown) }
+            }
+        }
+    }
+
+    fn entry_info(&self, name: &str, entry: &Entry) -> Result<ModelInfo, ModelError> {
+        let local = self.settings.local.as_ref().map(|l| l.join(name)).filter(|l| l.is_dir());
+        let folder = local.unwrap_or_else(|| self.cached(name));
+        let mut files = Vec::new();
+        for spec in &entry.files {
+            let path = folder.join(&spec.name);
+            let state = self.verifier.check(&path, spec).map_err(|e| ModelError::io("read", &path, 0, e))?;
+            let sha256 = Some(spec.sha256.clone());
+            files.push(FileInfo { name: spec.name.clone(), path, size: spec.size, sha256, state });
+        }
+        let mut parts = Vec::new();
+        for part in [&entry.encoder, &entry.decoder].into_iter().flatten() {
+            parts.push(self.info(part)?);
+        }
+        let mut info = ModelInfo {
+            name: name.to_owned(),
+            kind: entry.kind,
+            description: entry.description.clone(),
+            licence: Some(entry.licence.clone()),
+            architecture: None,
+            parameters: entry.parameters,
+            window: entry.window,
+            trained: entry.trained,
+            files,
+            sources: entry.sources.iter().map(ToString::to_string).collect(),
+            parts,
+        };
+        let is_good = |f: &FileInfo| f.state == FileState::Verified;
+        if info.files.iter().any(|f| f.name == "config.json" && is_good(f)) {
+            info.architecture = architecture(&read_config(&folder)?);
+        }
+        if info.files.iter().all(is_good) {
+            info.parameters = counted(&info.files)?.or(info.parameters);
+        }
+        info.sum_parts();
+        Ok(info)
+    }
+
+    fn path_info(&self, name: &str, path: &Path) -> Result<ModelInfo, ModelError> {
+        let found = found_at(path)?;
+        let (kind, root) = match &found {
+            Found::Checkpoint => (Kind::E2llm, path),
+            Found::Encoder => (Kind::Encoder, path),
+            Found::Decoder(decoder) => (Kind::Decoder, decoder.as_path()),
+        };
+        let read = |e| ModelError::io("read", path, 0, e);
+        let mut files = Vec::new();
+        let listed: Vec<PathBuf> = if root.is_file() {
+            vec![root.to_owned()]
+        } else {
+            file_names(root).map_err(read)?.into_iter().map(|n| root.join(n)).collect()
+        };
+        for path in listed {
+            let size = path.metadata().map_err(read)?.len();
+            let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.push(FileInfo { name: file_name, path, size, sha256: None, state: FileState::Unlisted });
+        }
+        let mut info = ModelInfo {
+            name: name.to_owned(),
+            kind,
+            description: String::new(),
+            licence: None,
+            architecture: None,
+            parameters: counted(&files)?,
+            window: None,
+            trained: None,
+            files,
+            sources: Vec::new(),
+            parts: Vec::new(),
+        };
+        if found == Found::Checkpoint {
+            info.trained = Some(root.join("e2llm.safetensors").is_file());
+            for kind in [Kind::Encoder, Kind::Decoder] {
+                if let Some(part) = self.part_name(root, kind)? {
+                    info.parts.push(self.info(&part)?);
+                }
+            }
+            info.sum_parts();
+        } else if root.join("config.json").is_file() {
+            let config = read_config(root)?;
+            info.architecture = architecture(&config);
+            info.window = config.get("max_position_embeddings").and_then(serde_json::Value::as_u64);
+        }
+        Ok(info)
+    }
+}
+
+impl ModelInfo {
+    /// Completes a model of parts: parameters are summed, the window is the decoder's.
+    fn sum_parts(&mut self) {
+        if self.parts.is_empty() {
+            return;
+        }
+        let own = self.parameters.unwrap_or(0);
+        self.parameters = self.parts.iter().map(|p| p.parameters).sum::<Option<u64>>().map(|n| n + own);
+        if self.window.is_none() {
+            self.window = self.parts.iter().find(|p| p.kind == Kind::Decoder).and_then(|p| p.window);
+        }
+    }
+
+    /// Bytes of all files, parts included.
+    pub fn bytes(&self) -> u64 {
+        let own: u64 = self.files.iter().map(|f| f.size).sum();
+        own + self.parts.iter().map(Self::bytes).sum::<u64>()
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, indent: usize) -> fmt::Result {
+        let pad = " ".repeat(indent);
+        writeln!(f, "{pad}{} ({})", self.name, self.kind)?;
+        let number = |n: Option<u64>| n.map(|n| n.to_string());
+        let rows = [
+            ("description", Some(self.description.clone()).filter(|d| !d.is_empty())),
+            ("licence", self.licence.clone()),
+            ("architecture", self.architecture.clone()),
+            ("parameters", number(self.parameters)),
+            ("window", number(self.window)),
+            (
+                "trained",
+                self.trained.map(|t| if t { "yes" } else { "NO: adapter and LoRA are random" }.into()),
+            ),
+        ];
+        for (key, value) in rows {
+            if let Some(value) = value {
+                writeln!(f, "{pad}  {key:<13}{value}")?;
+            }
+        }
+        for file in &self.files {
+            let state = match &file.state {
+                FileState::Verified => "verified".to_owned(),
+                FileState::Missing => "not fetched".to_owned(),
+                FileState::Corrupt(why) => format!("CORRUPT: {why}"),
+                FileState::Unlisted => "not in the catalogue".to_owned(),
+            };
+            writeln!(f, "{pad}  file         {} ({} bytes, {state})", file.path.display(), file.size)?;
+        }
+        for source in &self.sources {
+            writeln!(f, "{pad}  source       {source}")?;
+        }
+        self.parts.iter().try_for_each(|p| p.write(f, indent + 2))
+    }
+}
+
+impl fmt::Display for ModelInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, 0)
+    }
+}
+
+fn architecture(config: &serde_json::Value) -> Option<String> {
+    let named = config.get("architectures").and_then(|a| a.get(0)).or_else(|| config.get("model_type"));
+    named?.as_str().map(str::to_owned)
+}
+
+/// Parameters in all safetensors files; `None` without one.
+fn counted(files: &[FileInfo]) -> Result<Option<u64>, ModelError> {
+    let mut total = None;
+    for file in files.iter().filter(|f| f.name.ends_with(".safetensors")) {
+        let n = safetensors_parameters(&file.path).map_err(|e| ModelError::io("read", &file.path, 0, e))?;
+        total = Some(total.unwrap_or(0) + n);
+    }
+    Ok(total)
+}
+
+/// Elements of all floating-point tensors by the file's header; integer tensors (position ids) are no parameters.
+fn safetensors_parameters(path: &Path) -> io::Result<u64> {
+    #[derive(serde::Deserialize)]
+    struct Tensor {
+        #[serde(default)]
+        dtype: String,
+        #[serde(default)]
+        shape: Vec<u64>,
+    }
+    let invalid = |m: String| io::Error::new(io::ErrorKind::InvalidData, m);
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut size = [0; 8];
+    file.read_exact(&mut size)?;
+    let size = u64::from_le_bytes(size);
+    // Checked before it is allocated.
+    if size > LARGEST_HEADER || size > length.saturating_sub(8) {
+        return Err(invalid(format!("safetensors header of {size} bytes in a file of {length}")));
+    }
+    let mut header = Vec::new();
+    file.take(size).read_to_end(&mut header)?;
+    let tensors: BTreeMap<String, Tensor> =
+        serde_json::from_slice(&header).map_err(|e| invalid(format!("safetensors header: {e}")))?;
+    let floats = tensors.values().filter(|t| t.dtype.starts_with('F') || t.dtype.starts_with("BF"));
+    floats
+        .map(|t| t.shape.iter().try_fold(1_u64, |n, d| n.checked_mul(*d)))
+        .try_fold(0_u64, |sum, n| sum.checked_add(n?))
+        .ok_or_else(|| invalid("safetensors header: shapes overflow".into()))
+}

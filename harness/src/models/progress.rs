@@ -1,0 +1,82 @@
+//! Progress of a fetch on stderr.
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal as _;
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Bars, on a terminal.
+    Bars,
+    /// A line at the start of each step.
+    Lines,
+    /// Nothing.
+    Quiet,
+}
+
+impl Progress {
+    /// Bars on a terminal, lines elsewhere, nothing where quiet.
+    pub(super) fn new(quiet: bool) -> Self {
+        match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Self::Quiet,
+            (_, true) => Self::Bars,
+            _ => Self::Lines,
+        }
+    }
+
+    /// A line, unless quiet.
+    pub(super) fn say(self, line: &str) {
+        if self != Self::Quiet {
+            eprintln!("{line}");
+        }
+    }
+
+    /// A meter for `total` bytes of `what`.
+    pub(super) fn meter(self, what: &str, total: u64) -> Meter {
+        if self != Self::Bars {
+            self.say(&format!("fetching {what} ({})", HumanBytes(total)));
+            return Meter(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(what.to_owned());
+        Meter(bar)
+    }
+}
+
+/// Counts bytes; its bar goes away with its last clone.
+#[derive(Debug, Clone)]
+pub(super) struct Meter(ProgressBar);
+
+impl Meter {
+    /// A meter that shows nothing.
+    pub(super) fn hidden() -> Self {
+        Self(ProgressBar::hidden())
+    }
+
+    pub(super) fn set(&self, bytes: u64) {
+        self.0.set_position(bytes);
+    }
+
+    pub(super) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl hf_hub::api::Progress for Meter {
+    fn init(&mut self, size: usize, _filename: &str) {
+        self.0.set_length(size as u64);
+        self.0.set_position(0);
+    }
+
+    fn update(&mut self, size: usize) {
+        self.0.inc(size as u64);
+    }
+
+    fn finish(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
