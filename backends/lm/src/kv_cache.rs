@@ -1,0 +1,110 @@
+//! Keys and values of the positions read so far.
+
+use candle_core::{Result, Tensor, bail};
+
+/// Room made at first; it doubles when full.
+const FIRST_CAPACITY: usize = 256;
+
+/// A decoder's memory of the positions it has read, layer by layer.
+///
+/// Room is made ahead and doubled when full, so that a new token costs one small copy and not one of everything.
+#[derive(Debug, Clone, Default)]
+pub struct KvCache {
+    layers: Vec<Option<(Tensor, Tensor)>>,
+    len: usize,
+    expected: usize,
+}
+
+impl KvCache {
+    /// An empty memory for a sequence that will have about `expected` positions (0: unknown).
+    ///
+    /// The expected length decides how much room is made at first and, for dynamic rotary scaling only, the
+    /// length that angles are computed for: give the prompt's length to get what one pass would give.
+    pub fn new(expected: usize) -> Self {
+        Self { layers: Vec::new(), len: 0, expected }
+    }
+
+    /// Positions read so far; the next one's index.
+    pub fn offset(&self) -> usize {
+        self.len
+    }
+
+    /// Positions the sequence is expected to have.
+    pub fn expected(&self) -> usize {
+        self.expected
+    }
+
+    /// Forgets all positions from `len` on; what was there is overwritten by the next ones.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Adds a layer's keys and values `[B, Hkv, T, d]` behind the positions read so far, and returns all of
+    /// them: `[B, Hkv, offset + T, d]`, views of this memory.
+    pub(crate) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (batch, heads, t, d) = k.dims4()?;
+        let needed = self.len + t;
+        if self.layers.len() <= layer {
+            self.layers.resize(layer + 1, None);
+        }
+        let slot = &mut self.layers[layer];
+        let room = slot.as_ref().map_or(0, |(keys, _)| keys.dims()[2]);
+        if room < needed {
+            let first = self.expected.max(FIRST_CAPACITY);
+            let capacity = if room == 0 { needed.max(first) } else { needed.max(2 * room) };
+            let grow = |old: Option<&Tensor>| -> Result<Tensor> {
+                let new = Tensor::zeros((batch, heads, capacity, d), k.dtype(), k.device())?;
+                if let Some(old) = old {
+                    new.slice_set(&old.narrow(2, 0, self.len)?.contiguous()?, 2, 0)?;
+                }
+                Ok(new)
+            };
+            let keys = grow(slot.as_ref().map(|(keys, _)| keys))?;
+            let values = grow(slot.as_ref().map(|(_, values)| values))?;
+            *slot = Some((keys, values));
+        }
+        let Some((keys, values)) = slot else { bail!("no room for keys and values") };
+        keys.slice_set(&k.contiguous()?, 2, self.len)?;
+        values.slice_set(&v.contiguous()?, 2, self.len)?;
+        Ok((keys.narrow(2, 0, needed)?, values.narrow(2, 0, needed)?))
+    }
+
+    /// Counts `t` positions as read, once every layer has them.
+    pub(crate) fn advance(&mut self, t: usize) {
+        self.len += t;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, IndexOp};
+
+    fn row(value: f32, t: usize) -> Tensor {
+        Tensor::full(value, (1, 2, t, 4), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn growing_keeps_what_was_read() {
+        let mut cache = KvCache::new(0);
+        for step in 0..3 * FIRST_CAPACITY {
+            let (k, v) = cache.append(0, &row(step as f32, 1), &row(-(step as f32), 1)).unwrap();
+            cache.advance(1);
+            assert_eq!(k.dims(), [1, 2, step + 1, 4]);
+            let first: f32 = k.i((0, 1, step / 2, 3)).unwrap().to_scalar().unwrap();
+            let last: f32 = v.i((0, 1, step, 0)).unwrap().to_scalar().unwrap();
+            assert_eq!((first, last), ((step / 2) as f32, -(step as f32)));
+        }
+    }
+
+    #[test]
+    fn truncated_positions_are_overwritten() {
+        let mut cache = KvCache::new(8);
+        cache.append(0, &row(1.0, 5), &row(1.0, 5)).unwrap();
+        cache.advance(5);
+        cache.truncate(2);
+        let (k, _) = cache.append(0, &row(7.0, 1), &row(7.0, 1)).unwrap();
+        let values: Vec<f32> = k.i((0, 0, .., 0)).unwrap().to_vec1().unwrap();
+        assert_eq!(values, [1.0, 1.0, 7.0]);
+    }
+}

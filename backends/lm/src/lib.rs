@@ -1,0 +1,52 @@
+//! Decoder and encoder runtimes: Llama and BERT families on candle, for inference and for training of LoRA.
+//!
+//! - Models: [`Llama`] and [`BertEncoder`], with or without [`LoraConfig`] adapters; the same forward pass serves
+//!   training and inference.
+//! - Files: [`Weights`] reads HF folders, safetensors and GGUF, checked against the configuration before
+//!   anything is allocated; [`DecoderFiles`] and [`EncoderFiles`] find a model's parts.
+//! - Text: [`Tokenizer`], [`ChatTemplate`].
+//! - Running: [`DecoderModel`], [`generate`], [`score_continuations`].
+
+// `gemm` is named in the manifest only to switch on its AVX-512 products, which candle then uses.
+use gemm as _;
+
+mod bert;
+mod chat;
+mod clock;
+mod config;
+mod error;
+mod generate;
+mod gguf_tokenizer;
+mod kv_cache;
+mod linear;
+mod llama;
+mod loader;
+mod lora;
+mod model;
+mod params;
+mod prefill;
+mod requests;
+mod rope;
+mod score;
+mod text_stream;
+mod tokenizer;
+mod weights;
+
+pub use bert::BertEncoder;
+pub use chat::{ChatTemplate, Message};
+pub use config::{BertConfig, LlamaConfig, TensorSpec};
+pub use error::{LmError, Result, TensorProblems};
+pub use generate::{Finish, Generated, Generation, generate};
+pub use kv_cache::KvCache;
+pub use linear::{Linear, Lora};
+pub use llama::Llama;
+pub use lora::{LoraConfig, LoraSource};
+pub use model::{DecoderFiles, DecoderModel, EncoderFiles, Precision};
+pub use params::Params;
+pub use prefill::{PREFILL_BLOCK, Segment, prefill, prompt_len};
+pub use requests::{continuation_ids, open_device, token_counter};
+pub use rope::{Rope, RopeScaling};
+pub use score::{score_continuations, token_log_probs};
+pub use text_stream::TextStream;
+pub use tokenizer::Tokenizer;
+pub use weights::{Gguf, TensorInfo, Weights};

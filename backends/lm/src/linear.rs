@@ -1,0 +1,138 @@
+//! A frozen linear layer, dense or quantised, with an optional low-rank update.
+
+use candle_core::quantized::QTensor;
+use candle_core::{D, DType, Result, Tensor, bail};
+use std::sync::Arc;
+
+/// A low-rank update `scaling * B A x`.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// `[r, in]`.
+    pub a: Tensor,
+    /// `[out, r]`.
+    pub b: Tensor,
+    /// `lora_alpha / r`.
+    pub scaling: f64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Weight {
+    Dense(Tensor),
+    Quantised(Arc<QTensor>),
+}
+
+impl Weight {
+    /// `x W^T + bias`: `[.., in]` to `[.., out]`.
+    pub(crate) fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        match self {
+            Self::Dense(w) => e2llm_kernels::linear(x, w, bias),
+            Self::Quantised(q) => {
+                let y = x.contiguous()?.apply_op1_no_bwd(q.as_ref())?;
+                bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b))
+            }
+        }
+    }
+
+    /// Rows by index: `[n]` to `[n, in]`.
+    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(w) => w.index_select(ids, 0),
+            Self::Quantised(q) => q.embedding(ids),
+        }
+    }
+
+    pub(crate) fn dense(&self) -> Result<Tensor> {
+        match self {
+            Self::Dense(w) => Ok(w.clone()),
+            Self::Quantised(q) => q.dequantize(&q.device()),
+        }
+    }
+}
+
+/// `y = W x + b + scaling * B A x` with frozen `W` and `b`.
+///
+/// A quantised `W` has no backward pass; loading refuses to train through one.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+    lora: Option<Lora>,
+}
+
+impl Linear {
+    /// A layer with dense weight `[out, in]` and bias `[out]`.
+    pub fn dense(weight: Tensor, bias: Option<Tensor>, lora: Option<Lora>) -> Self {
+        Self { weight: Weight::Dense(weight), bias, lora }
+    }
+
+    pub(crate) fn new(weight: Weight, bias: Option<Tensor>, lora: Option<Lora>) -> Self {
+        Self { weight, bias, lora }
+    }
+
+    /// Applies the layer: `[.., in]` to `[.., out]`.
+    ///
+    /// # Errors
+    /// Shapes or element types that do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.weight.forward(x, self.bias.as_ref())?;
+        let Some(lora) = &self.lora else {
+            return Ok(y);
+        };
+        // Variables may be kept wider than the activations (float32 master weights): cast inside the graph.
+        let (a, b) = (lora.a.to_dtype(x.dtype())?, lora.b.to_dtype(x.dtype())?);
+        let rows = x.elem_count() / x.dim(D::Minus1)?;
+        let x = x.reshape((rows, x.dim(D::Minus1)?))?;
+        let low = (x.matmul(&a.t()?)? * lora.scaling)?;
+        let update = low.matmul(&b.t()?)?.reshape(y.shape())?;
+        y + update
+    }
+
+    /// The low-rank update, where there is one.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.lora.as_ref()
+    }
+
+    /// The same layer with other tensors in its low-rank update; unchanged where it has none.
+    pub(crate) fn with_lora_tensors(&self, next: &mut impl Iterator<Item = Tensor>) -> Result<Self> {
+        let mut copy = self.clone();
+        if let Some(lora) = &mut copy.lora {
+            match (next.next(), next.next()) {
+                (Some(a), Some(b)) => (lora.a, lora.b) = (a, b),
+                _ => bail!("too few tensors for the low-rank updates of a layer"),
+            }
+        }
+        Ok(copy)
+    }
+
+    /// Adds the low-rank update to the weight, which becomes dense, and forgets it.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn merge_lora(&mut self) -> Result<()> {
+        if let Some(lora) = self.lora.take() {
+            self.weight = Weight::Dense(merged(&self.weight.dense()?, &lora)?);
+        }
+        Ok(())
+    }
+
+    /// The dense weight `[out, in]` with the update added.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn merged_weight(&self) -> Result<Tensor> {
+        let weight = self.weight.dense()?;
+        self.lora.as_ref().map_or(Ok(weight.clone()), |lora| merged(&weight, lora))
+    }
+
+    /// The bias `[out]`.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}
+
+/// `W + scaling * B A`, summed in float32 at least.
+fn merged(weight: &Tensor, lora: &Lora) -> Result<Tensor> {
+    let wide = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let update = (lora.b.to_dtype(wide)?.matmul(&lora.a.to_dtype(wide)?)? * lora.scaling)?;
+    (weight.to_dtype(wide)? + update)?.to_dtype(weight.dtype())
+}

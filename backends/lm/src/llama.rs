@@ -1,0 +1,386 @@
+//! Decoders of the Llama family, read by embeddings so that soft tokens can stand between words.
+//!
+//! candle-transformers' quantised Llama takes token ids only and neither it nor the dense one can be trained, so
+//! both forms are here, over the same [`Linear`].
+
+use crate::config::{LinearSpec, LlamaConfig, TensorSpec};
+use crate::linear::{Linear, Weight};
+use crate::loader::Loader;
+use crate::rope::Rope;
+use crate::{KvCache, LoraConfig, LoraSource, Precision, Result, Weights};
+use candle_core::{DType, Device, Tensor};
+use e2llm_kernels::Mask;
+use std::collections::BTreeMap;
+
+/// Names and sizes of layer `i`'s linears: q, k, v, o, gate, up, down.
+fn layer_linears(c: &LlamaConfig, i: usize) -> [LinearSpec; 7] {
+    let (h, m) = (c.hidden_size, c.intermediate_size);
+    let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+    let attention = |name, outputs, inputs, bias| {
+        LinearSpec::new(format!("model.layers.{i}.self_attn.{name}"), outputs, inputs, bias)
+    };
+    let mlp = |name, outputs, inputs| {
+        LinearSpec::new(format!("model.layers.{i}.mlp.{name}"), outputs, inputs, c.mlp_bias)
+    };
+    [
+        attention("q_proj", q, h, c.qkv_bias),
+        attention("k_proj", kv, h, c.qkv_bias),
+        attention("v_proj", kv, h, c.qkv_bias),
+        attention("o_proj", h, q, c.output_bias),
+        mlp("gate_proj", m, h),
+        mlp("up_proj", m, h),
+        mlp("down_proj", h, m),
+    ]
+}
+
+fn head(c: &LlamaConfig) -> LinearSpec {
+    LinearSpec::new("lm_head", c.vocab_size, c.hidden_size, false)
+}
+
+fn linears(c: &LlamaConfig) -> Vec<LinearSpec> {
+    (0..c.num_hidden_layers).flat_map(|i| layer_linears(c, i)).chain([head(c)]).collect()
+}
+
+impl LlamaConfig {
+    /// The frozen tensors of the model; a tied output layer is left out.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let h = self.hidden_size;
+        let mut all = vec![TensorSpec::new("model.embed_tokens.weight", vec![self.vocab_size, h])];
+        for i in 0..self.num_hidden_layers {
+            let norm = |name: &str, n| TensorSpec::new(format!("model.layers.{i}.{name}.weight"), vec![n]);
+            all.extend([norm("input_layernorm", h), norm("post_attention_layernorm", h)]);
+            if self.qk_norm {
+                all.extend([
+                    norm("self_attn.q_norm", self.head_dim),
+                    norm("self_attn.k_norm", self.head_dim),
+                ]);
+            }
+            for linear in layer_linears(self, i) {
+                all.extend(linear.tensors());
+            }
+        }
+        all.push(TensorSpec::new("model.norm.weight", vec![h]));
+        if !self.tie_word_embeddings {
+            all.extend(head(self).tensors());
+        }
+        all
+    }
+
+    /// The adapters' tensors, names behind `prefix` (`decoder.`), in the order of the model.
+    pub fn lora_tensors(&self, lora: &LoraConfig, prefix: &str) -> Vec<TensorSpec> {
+        let all = linears(self);
+        lora.specs(prefix, all.iter().map(|l| (l.module.as_str(), l.outputs, l.inputs)))
+    }
+
+    /// Number of frozen parameters.
+    pub fn parameters(&self) -> u64 {
+        self.tensors().iter().map(|t| t.len() as u64).sum()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    input_norm: Tensor,
+    post_norm: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    /// Norms of each head's q and k (Qwen3).
+    head_norms: Option<(Tensor, Tensor)>,
+    head_dim: usize,
+    eps: f64,
+}
+
+impl Layer {
+    fn load(c: &LlamaConfig, i: usize, loader: &mut Loader<'_>) -> Result<Self> {
+        let norm =
+            |loader: &Loader<'_>, name: &str| loader.tensor(&format!("model.layers.{i}.{name}.weight"));
+        let [q, k, v, o, gate, up, down] = layer_linears(c, i);
+        let head_norms = if c.qk_norm {
+            Some((norm(loader, "self_attn.q_norm")?, norm(loader, "self_attn.k_norm")?))
+        } else {
+            None
+        };
+        Ok(Self {
+            input_norm: norm(loader, "input_layernorm")?,
+            post_norm: norm(loader, "post_attention_layernorm")?,
+            q: loader.linear(&q)?,
+            k: loader.linear(&k)?,
+            v: loader.linear(&v)?,
+            o: loader.linear(&o)?,
+            gate: loader.linear(&gate)?,
+            up: loader.linear(&up)?,
+            down: loader.linear(&down)?,
+            head_norms,
+            head_dim: c.head_dim,
+            eps: c.rms_norm_eps,
+        })
+    }
+
+    fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        let Self { q, k, v, o, gate, up, down, .. } = self;
+        [q, k, v, o, gate, up, down]
+    }
+
+    /// The adapters' tensors in a fixed order, and a copy of the layer with others in their place.
+    fn lora_tensors(&self) -> Vec<Tensor> {
+        let loras = self.linears().into_iter().filter_map(Linear::lora);
+        loras.flat_map(|l| [l.a.clone(), l.b.clone()]).collect()
+    }
+
+    fn with_lora_tensors(&self, tensors: &[Tensor]) -> candle_core::Result<Self> {
+        let mut copy = self.clone();
+        let mut next = tensors.iter().cloned();
+        for linear in copy.linears_mut() {
+            *linear = linear.with_lora_tensors(&mut next)?;
+        }
+        Ok(copy)
+    }
+
+    /// `[B, T, H * d]` to `[B, H, T, d]`.
+    fn split(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let (b, t, width) = x.dims3()?;
+        x.reshape((b, t, width / self.head_dim, self.head_dim))?.transpose(1, 2)
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        (cos, sin): (&Tensor, &Tensor),
+        mask: Mask<'_>,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> candle_core::Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        let y = e2llm_kernels::rms_norm(x, &self.input_norm, self.eps)?;
+        let mut q = self.split(&self.q.forward(&y)?)?;
+        let mut k = self.split(&self.k.forward(&y)?)?;
+        let mut v = self.split(&self.v.forward(&y)?)?;
+        if let Some((q_norm, k_norm)) = &self.head_norms {
+            q = e2llm_kernels::rms_norm(&q, q_norm, self.eps)?;
+            k = e2llm_kernels::rms_norm(&k, k_norm, self.eps)?;
+        }
+        q = e2llm_kernels::rope(&q, cos, sin)?;
+        k = e2llm_kernels::rope(&k, cos, sin)?;
+        if let Some((cache, layer)) = cache {
+            (k, v) = cache.append(layer, &k, &v)?;
+        }
+        let scale = 1.0 / (self.head_dim as f64).sqrt();
+        let o = e2llm_kernels::attention(&q, &k, &v, mask, scale)?;
+        let o = o.transpose(1, 2)?.reshape((b, t, ()))?;
+        let x = (x + self.o.forward(&o)?)?;
+        let y = e2llm_kernels::rms_norm(&x, &self.post_norm, self.eps)?;
+        let y = e2llm_kernels::silu_mul(&self.gate.forward(&y)?, &self.up.forward(&y)?)?;
+        x + self.down.forward(&y)?
+    }
+}
+
+/// A decoder of the Llama family.
+#[derive(Debug, Clone)]
+pub struct Llama {
+    config: LlamaConfig,
+    embed: Weight,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Linear,
+    rope: Rope,
+    device: Device,
+    dtype: DType,
+    checkpointing: bool,
+}
+
+impl Llama {
+    /// Builds a decoder from checked weights, with the adapters of `lora` where given.
+    ///
+    /// # Errors
+    /// Tensors that do not fit the configuration (all of them), adapters that are missing.
+    pub fn load(
+        config: &LlamaConfig,
+        weights: &Weights,
+        lora: Option<LoraSource<'_>>,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self> {
+        // Some files carry a copy of a tied output layer, older ones a table of inverse frequencies.
+        let tied = config.tie_word_embeddings;
+        weights.check(&config.tensors(), |name| {
+            name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
+        })?;
+        if let Some(lora) = &lora {
+            let all = linears(config);
+            lora.config.check(all.iter().map(|l| l.module.as_str()))?;
+        }
+        let mut loader = Loader::new(weights, lora, device, precision)?;
+        let embed = loader.weight("model.embed_tokens.weight")?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| Layer::load(config, i, &mut loader))
+            .collect::<Result<Vec<_>>>()?;
+        let head = if tied {
+            loader.linear_with(&head(config), embed.clone())?
+        } else {
+            loader.linear(&head(config))?
+        };
+        let dtype = precision.activations();
+        let rope = Rope::new(config.rope_theta, config.head_dim, config.rope_scaling.clone(), dtype, device)?;
+        let norm = loader.tensor("model.norm.weight")?;
+        let (config, device) = (config.clone(), device.clone());
+        Ok(Self { config, embed, layers, norm, head, rope, device, dtype, checkpointing: false })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Where the model is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Element type of the activations: what soft tokens are cast to.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Whether each layer is computed again in the backward pass instead of being kept.
+    pub fn set_checkpointing(&mut self, on: bool) {
+        self.checkpointing = on;
+    }
+
+    /// Embeddings of token ids: `[1, T, D]`.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
+            candle_core::bail!("token {id} is beyond the vocabulary of {}", self.config.vocab_size);
+        }
+        let index = Tensor::new(ids, &self.device)?;
+        self.embed.rows(&index)?.to_dtype(self.dtype)?.unsqueeze(0)
+    }
+
+    /// Last hidden states, normalised: `[B, T, D]` to `[B, T, D]`.
+    ///
+    /// Positions follow the cache's, or start at 0. `lengths` are the rows' valid positions of a right-padded
+    /// batch (training); what comes out behind them means nothing. It cannot be combined with a cache.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn forward_hidden(
+        &self,
+        x: &Tensor,
+        lengths: Option<&[usize]>,
+        mut cache: Option<&mut KvCache>,
+    ) -> candle_core::Result<Tensor> {
+        let (batch, t, _) = x.dims3()?;
+        if let Some(lengths) = lengths {
+            if cache.is_some() {
+                candle_core::bail!("a padded batch cannot be read through a cache");
+            }
+            if lengths.len() != batch {
+                candle_core::bail!("{} lengths for a batch of {batch}", lengths.len());
+            }
+        }
+        let offset = cache.as_ref().map_or(0, |c| c.offset());
+        let sequence = cache.as_ref().map_or(t, |c| c.expected());
+        let (cos, sin) = self.rope.tables(offset, t, sequence)?;
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = match &mut cache {
+                Some(cache) => {
+                    layer.forward(&x, (&cos, &sin), Mask::Causal { offset }, Some((&mut **cache, i)))?
+                }
+                None if self.checkpointing => checkpointed(layer, &x, (&cos, &sin), lengths)?,
+                None => layer.forward(&x, (&cos, &sin), mask(lengths), None)?,
+            };
+        }
+        if let Some(cache) = cache {
+            cache.advance(t);
+        }
+        e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    /// Logits of normalised hidden states: `[.., D]` to `[.., V]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        self.head.forward(hidden)
+    }
+
+    /// Adds every adapter to its weight (which becomes dense), for faster inference.
+    ///
+    /// # Errors
+    /// Any of the additions.
+    pub fn merge_lora(&mut self) -> candle_core::Result<()> {
+        self.layers.iter_mut().flat_map(Layer::linears_mut).try_for_each(Linear::merge_lora)?;
+        self.head.merge_lora()
+    }
+
+    /// Dense tensors by HF name with the adapters added: what a plain HF model of it holds.
+    ///
+    /// # Errors
+    /// Any of dequantising and adding.
+    pub fn merged_tensors(&self) -> candle_core::Result<BTreeMap<String, Tensor>> {
+        let c = &self.config;
+        let mut all = BTreeMap::new();
+        all.insert("model.embed_tokens.weight".to_owned(), self.embed.dense()?);
+        all.insert("model.norm.weight".to_owned(), self.norm.clone());
+        let mut add = |spec: &LinearSpec, linear: &Linear| -> candle_core::Result<()> {
+            all.insert(format!("{}.weight", spec.module), linear.merged_weight()?);
+            if let Some(bias) = linear.bias() {
+                all.insert(format!("{}.bias", spec.module), bias.clone());
+            }
+            Ok(())
+        };
+        for (i, layer) in self.layers.iter().enumerate() {
+            for (spec, linear) in layer_linears(c, i).iter().zip(layer.linears()) {
+                add(spec, linear)?;
+            }
+        }
+        // A tied output layer is the embedding table, unless an adapter made them differ.
+        if !c.tie_word_embeddings || self.head.lora().is_some() {
+            add(&head(c), &self.head)?;
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mut norm = |name: &str, t: &Tensor| {
+                all.insert(format!("model.layers.{i}.{name}.weight"), t.clone());
+            };
+            norm("input_layernorm", &layer.input_norm);
+            norm("post_attention_layernorm", &layer.post_norm);
+            if let Some((q, k)) = &layer.head_norms {
+                norm("self_attn.q_norm", q);
+                norm("self_attn.k_norm", k);
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn mask(lengths: Option<&[usize]>) -> Mask<'_> {
+    lengths.map_or(Mask::Causal { offset: 0 }, Mask::CausalKeys)
+}
+
+/// One layer whose inner activations are not kept. Its adapters are inputs beside `x`, so that they get gradients.
+fn checkpointed(
+    layer: &Layer,
+    x: &Tensor,
+    (cos, sin): (&Tensor, &Tensor),
+    lengths: Option<&[usize]>,
+) -> candle_core::Result<Tensor> {
+    let loras = layer.lora_tensors();
+    let inputs: Vec<&Tensor> = std::iter::once(x).chain(&loras).collect();
+    let (layer, cos, sin) = (layer.clone(), cos.clone(), sin.clone());
+    let lengths = lengths.map(<[usize]>::to_vec);
+    e2llm_kernels::checkpoint(&inputs, move |inputs| {
+        let layer = layer.with_lora_tensors(&inputs[1..])?;
+        layer.forward(&inputs[0], (&cos, &sin), mask(lengths.as_deref()), None)
+    })
+}

@@ -1,0 +1,69 @@
+//! Builds layers out of checked weights.
+
+use crate::config::LinearSpec;
+use crate::linear::{Linear, Lora, Weight};
+use crate::{LmError, LoraSource, Precision, Result, Weights};
+use candle_core::{Device, Tensor};
+use std::sync::Arc;
+
+/// Reads a model's tensors the way they are to be held.
+pub(crate) struct Loader<'a> {
+    pub(crate) weights: &'a Weights,
+    pub(crate) lora: Option<LoraSource<'a>>,
+    pub(crate) device: &'a Device,
+    pub(crate) precision: Precision,
+}
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(
+        weights: &'a Weights,
+        lora: Option<LoraSource<'a>>,
+        device: &'a Device,
+        precision: Precision,
+    ) -> Result<Self> {
+        if precision == Precision::Quantised && lora.as_ref().is_some_and(|l| l.params.is_trainable()) {
+            let message = "training through quantised weights (products with them have no backward pass)";
+            return Err(LmError::Unsupported(message.to_owned()));
+        }
+        Ok(Self { weights, lora, device, precision })
+    }
+
+    /// A tensor that is never quantised: norms, biases, positions.
+    pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.weights.load(name, self.precision.activations(), self.device)
+    }
+
+    /// A matrix.
+    pub(crate) fn weight(&self, name: &str) -> Result<Weight> {
+        match self.precision {
+            Precision::Dense(dtype) => Ok(Weight::Dense(self.weights.load(name, dtype, self.device)?)),
+            Precision::Quantised => {
+                Ok(Weight::Quantised(Arc::new(self.weights.load_quantised(name, self.device)?)))
+            }
+        }
+    }
+
+    /// A linear layer with its adapter, where it has one.
+    pub(crate) fn linear(&mut self, spec: &LinearSpec) -> Result<Linear> {
+        let weight = self.weight(&format!("{}.weight", spec.module))?;
+        self.linear_with(spec, weight)
+    }
+
+    /// A linear layer whose matrix is given (tied to another).
+    pub(crate) fn linear_with(&mut self, spec: &LinearSpec, weight: Weight) -> Result<Linear> {
+        let bias = if spec.bias { Some(self.tensor(&format!("{}.bias", spec.module))?) } else { None };
+        let lora = match &mut self.lora {
+            Some(source) if source.config.targets(&spec.module) => {
+                let r = source.config.r;
+                let name = |part| format!("{}{}.lora_{part}.weight", source.prefix, spec.module);
+                Some(Lora {
+                    a: source.params.get(&name("A"), &[r, spec.inputs])?,
+                    b: source.params.get(&name("B"), &[spec.outputs, r])?,
+                    scaling: source.config.scaling(),
+                })
+            }
+            _ => None,
+        };
+        Ok(Linear::new(weight, bias, lora))
+    }
+}

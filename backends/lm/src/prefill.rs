@@ -1,0 +1,100 @@
+//! Reading a prompt, block by block.
+
+use crate::{KvCache, Llama, LmError, Result};
+use candle_core::Tensor;
+
+/// Positions read at once: enough for full speed, little enough that an 8k prompt needs no more memory than its
+/// cache and one block.
+pub const PREFILL_BLOCK: usize = 512;
+
+/// A part of a prompt.
+#[derive(Debug, Clone)]
+pub enum Segment {
+    /// Token ids.
+    Ids(Vec<u32>),
+    /// Embeddings `[n, D]`, e.g. soft tokens.
+    Embeds(Tensor),
+}
+
+impl Segment {
+    /// Positions it takes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Ids(ids) => ids.len(),
+            Self::Embeds(embeds) => embeds.dims().first().copied().unwrap_or(0),
+        }
+    }
+
+    /// Whether it takes no position.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Embeddings `[1, n, D]` of the positions from `start` on.
+    fn embed(&self, llama: &Llama, start: usize, n: usize) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Ids(ids) => llama.embed(&ids[start..start + n]),
+            Self::Embeds(embeds) => {
+                embeds.narrow(0, start, n)?.to_device(llama.device())?.to_dtype(llama.dtype())?.unsqueeze(0)
+            }
+        }
+    }
+}
+
+/// Positions of a prompt.
+pub fn prompt_len(prompt: &[Segment]) -> usize {
+    prompt.iter().map(Segment::len).sum()
+}
+
+/// Reads a prompt behind what `cache` holds and returns the last position's hidden state `[1, 1, D]`.
+///
+/// Nothing but the last position's state leaves a block, so logits are only ever computed for one position.
+/// `cancelled` is asked before every block.
+///
+/// # Errors
+/// An empty prompt, ids beyond the vocabulary, embeddings of another width; [`LmError::Cancelled`].
+pub fn prefill(
+    llama: &Llama,
+    prompt: &[Segment],
+    cache: &mut KvCache,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Tensor> {
+    let mut last = None;
+    read_blocks(llama, prompt, cache, cancelled, |hidden| {
+        last = Some(hidden.narrow(1, hidden.dim(1)? - 1, 1)?.contiguous()?);
+        Ok(())
+    })?;
+    last.ok_or_else(|| LmError::Input("the prompt is empty".to_owned()))
+}
+
+/// Reads a prompt and hands every block's hidden states `[1, T, D]` to `each`.
+pub(crate) fn read_blocks(
+    llama: &Llama,
+    prompt: &[Segment],
+    cache: &mut KvCache,
+    cancelled: &dyn Fn() -> bool,
+    mut each: impl FnMut(&Tensor) -> candle_core::Result<()>,
+) -> Result<()> {
+    let mut parts = Vec::new();
+    let mut filled = 0;
+    let total = prompt_len(prompt);
+    let mut read = 0;
+    for segment in prompt {
+        let mut start = 0;
+        while start < segment.len() {
+            let n = (segment.len() - start).min(PREFILL_BLOCK - filled);
+            parts.push(segment.embed(llama, start, n)?);
+            (start, filled, read) = (start + n, filled + n, read + n);
+            if filled == PREFILL_BLOCK || read == total {
+                if cancelled() {
+                    return Err(LmError::Cancelled);
+                }
+                let block = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
+                each(&llama.forward_hidden(&block, None, Some(cache))?)?;
+                parts.clear();
+                filled = 0;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! A model's frozen tensors on disk, under their HF names, checked before they are read.
+
+mod folder;
+mod gguf;
+mod gguf_header;
+
+pub use gguf::Gguf;
+
+use crate::config::TensorSpec;
+use crate::{LmError, Result, TensorProblems};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use folder::Shards;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What is known of a tensor without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Element type as the file names it, e.g. `BF16` or `Q4_1`.
+    pub dtype: String,
+}
+
+/// A safetensors file, an HF folder (one file or shards) or a GGUF file, mapped into memory.
+///
+/// Names are HF's, without a leading `bert.`, `roberta.` or GGUF's own naming; shapes and byte ranges are
+/// checked against the file's size when it is opened, so that no tensor is allocated that is not there.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    tensors: BTreeMap<String, TensorInfo>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Shards(Shards),
+    Gguf(Gguf),
+}
+
+impl Weights {
+    /// Opens a folder with `model.safetensors` or `model.safetensors.index.json`, a `.safetensors` file or a
+    /// `.gguf` file.
+    ///
+    /// # Errors
+    /// Unreadable, truncated or damaged files.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|e| e == "gguf") {
+            return Self::from_gguf(Gguf::open(path)?);
+        }
+        let shards = Shards::open(path)?;
+        Ok(Self { path: path.to_owned(), tensors: shards.infos(), source: Source::Shards(shards) })
+    }
+
+    /// The tensors of an open GGUF file.
+    ///
+    /// # Errors
+    /// Tensors without an HF name.
+    pub fn from_gguf(gguf: Gguf) -> Result<Self> {
+        Ok(Self { path: gguf.path().to_owned(), tensors: gguf.infos()?, source: Source::Gguf(gguf) })
+    }
+
+    /// The file or folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files that make up the weights, for hashing.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match &self.source {
+            Source::Shards(shards) => shards.files(),
+            Source::Gguf(gguf) => vec![gguf.path().to_owned()],
+        }
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// Compares names, shapes and element types with what a model will ask for.
+    ///
+    /// # Errors
+    /// All missing, unexpected and mismatched tensors at once; `ignored` ones may be there.
+    pub fn check(&self, expected: &[TensorSpec], ignored: impl Fn(&str) -> bool) -> Result<()> {
+        let mut problems = TensorProblems::default();
+        let mut wanted = BTreeMap::new();
+        for spec in expected {
+            wanted.insert(spec.name.as_str(), spec);
+            match self.tensors.get(&spec.name) {
+                None => problems.missing.push(spec.name.clone()),
+                Some(info) if info.shape != spec.shape => {
+                    let how = format!("is {:?}, expected {:?}", info.shape, spec.shape);
+                    problems.mismatched.push((spec.name.clone(), how));
+                }
+                Some(info) if !self.is_float(info) => {
+                    let how = format!("holds {}, expected floating-point numbers", info.dtype);
+                    problems.mismatched.push((spec.name.clone(), how));
+                }
+                Some(_) => {}
+            }
+        }
+        let extra = |name: &&String| !wanted.contains_key(name.as_str()) && !ignored(name);
+        problems.unexpected = self.tensors.keys().filter(extra).cloned().collect();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(LmError::Tensors { path: self.path.clone(), problems })
+    }
+
+    fn is_float(&self, info: &TensorInfo) -> bool {
+        matches!(self.source, Source::Gguf(_))
+            || matches!(info.dtype.as_str(), "F64" | "F32" | "F16" | "BF16")
+    }
+
+    /// Reads one tensor; quantised ones are dequantised.
+    ///
+    /// # Errors
+    /// No tensor of that name; element types that cannot be read.
+    pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = match &self.source {
+            Source::Shards(shards) => shards.load(name)?,
+            Source::Gguf(gguf) => gguf.load(name)?.dequantize(&Device::Cpu)?,
+        };
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    /// Reads one tensor and keeps it quantised: GGUF's as they are, dense matrices in blocks of 8 bits (Q8_0).
+    ///
+    /// # Errors
+    /// No tensor of that name; dense matrices whose width is no multiple of 32.
+    pub fn load_quantised(&self, name: &str, device: &Device) -> Result<QTensor> {
+        let quantised = match &self.source {
+            Source::Shards(shards) => {
+                QTensor::quantize(&shards.load(name)?.to_dtype(DType::F32)?, GgmlDType::Q8_0)?
+            }
+            Source::Gguf(gguf) => gguf.load(name)?,
+        };
+        if device.is_cpu() {
+            return Ok(quantised);
+        }
+        let storage =
+            candle_core::quantized::QStorage::from_data(quantised.data()?, device, quantised.dtype())?;
+        Ok(QTensor::new(storage, quantised.shape().clone())?)
+    }
+}
+
+/// Maps a file into memory.
+fn map(path: &Path) -> Result<memmap2::Mmap> {
+    let file = std::fs::File::open(path).map_err(|e| LmError::io(path, e))?;
+    // SAFETY: model files are not changed while they are in use, as with every program that maps its models;
+    // one that is cut short meanwhile ends the process with SIGBUS and corrupts nothing.
+    unsafe { memmap2::Mmap::map(&file) }.map_err(|e| LmError::io(path, e))
+}
