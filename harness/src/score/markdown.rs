@@ -1,0 +1,133 @@
+//! Many runs side by side for a reader: one row per run, one column per task.
+
+use super::leaderboard::{LeaderboardRun, check, decimals};
+use super::results::{MetricResult, SliceResults, TaskMeta, TaskResults};
+use crate::failure::Result;
+use std::fmt::Write as _;
+
+/// A Markdown table of each task's primary value with its 95 % interval, and notes below it. Numbers of another
+/// version, split, prompt or metric, or of sample records, are not comparable and get a column of their own.
+///
+/// # Errors
+/// No runs, or runs without results.
+pub fn leaderboard_markdown(runs: &[LeaderboardRun<'_>]) -> Result<String> {
+    check(runs)?;
+    let columns = columns(runs);
+    let mut rows = vec![["run", "backend", "model"].map(str::to_owned).to_vec()];
+    rows[0].extend(columns.iter().map(|c| heading(c, &columns)));
+    for run in runs {
+        let identity = &run.results.run;
+        let mut row = vec![run.name.to_owned(), identity.backend.clone(), identity.model.clone()];
+        row.extend(columns.iter().map(|c| {
+            let same = run
+                .results
+                .tasks
+                .iter()
+                .find(|task| Column { task, sample_data: identity.sample_data } == *c);
+            same.and_then(primary).map_or_else(|| "-".to_owned(), |(slice, metric)| cell(slice, metric))
+        }));
+        rows.push(row);
+    }
+    let mut text = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        let cells: Vec<_> = row.iter().map(|c| escape(c)).collect();
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
+        if i == 0 {
+            let _ = writeln!(text, "|{}{}", " --- |".repeat(3), " ---: |".repeat(columns.len()));
+        }
+    }
+    let notes = notes(runs);
+    if !notes.is_empty() {
+        let _ = writeln!(text, "\n{}", notes.join("\n"));
+    }
+    Ok(text)
+}
+
+/// A task as some run evaluated it.
+struct Column<'a> {
+    task: &'a TaskResults,
+    sample_data: bool,
+}
+
+/// Methods differ in truncation by nature, so numbers of one column may differ in it; all else must agree.
+impl PartialEq for Column<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        let meta = |c: &Self| TaskMeta { truncation: String::new(), ..c.task.meta.clone() };
+        let metric = |c: &Self| primary(c.task).map(|(_, m)| m.metric.clone());
+        self.sample_data == other.sample_data && meta(self) == meta(other) && metric(self) == metric(other)
+    }
+}
+
+/// The distinct columns of all runs, in order of appearance.
+fn columns<'a>(runs: &[LeaderboardRun<'a>]) -> Vec<Column<'a>> {
+    let mut columns = Vec::new();
+    for run in runs {
+        for task in &run.results.tasks {
+            let column = Column { task, sample_data: run.results.run.sample_data };
+            if !columns.contains(&column) {
+                columns.push(column);
+            }
+        }
+    }
+    columns
+}
+
+/// The task and its metric; where the task has several columns, also all that may tell them apart.
+fn heading(column: &Column<'_>, all: &[Column<'_>]) -> String {
+    let meta = &column.task.meta;
+    let metric = primary(column.task).map(|(_, m)| m);
+    let mut heading = format!("{}@{}", meta.task, meta.version);
+    if all.iter().filter(|c| c.task.meta.task == meta.task).count() > 1 {
+        let hash: String = meta.prompt_hash.chars().take(8).collect();
+        let family = metric.map_or("", |m| m.metric.as_str());
+        let sample = if column.sample_data { " sample records" } else { "" };
+        let _ = write!(heading, " {} {} {hash} {family}{sample}", meta.split, meta.prompt_style);
+    }
+    let unit = metric.map(|m| m.unit.as_str()).filter(|u| !u.is_empty());
+    let unit = unit.map(|u| format!(", {u}")).unwrap_or_default();
+    let _ = write!(heading, " ({}{unit})", meta.primary_metric);
+    heading
+}
+
+/// The whole task's primary value.
+fn primary(task: &TaskResults) -> Option<(&SliceResults, &MetricResult)> {
+    let all = task.slices.first()?;
+    all.metrics.iter().find(|m| m.id == task.meta.primary_metric).map(|m| (all, m))
+}
+
+fn cell(slice: &SliceResults, metric: &MetricResult) -> String {
+    let mut text = decimals(metric.value, 2);
+    if let (Some(low), Some(high)) = (metric.ci_low, metric.ci_high) {
+        let _ = write!(text, " [{}, {}]", decimals(low, 2), decimals(high, 2));
+    }
+    if slice.n_error > 0 {
+        let _ = write!(text, " ERR({} of {})", slice.n_error, slice.n);
+    }
+    text
+}
+
+fn notes(runs: &[LeaderboardRun<'_>]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for run in runs {
+        let (name, identity) = (escape(run.name), &run.results.run);
+        if identity.sample_data {
+            notes.push(format!("- {name}: made from the sample records; not a benchmark result"));
+        }
+        notes.extend(identity.warnings.iter().map(|w| format!("- {name}: {}", escape(w))));
+        notes.extend(run.results.tasks.iter().filter_map(|t| {
+            let error = t.first_error.as_ref()?;
+            Some(format!(
+                "- {name}: {}: first error, of sample {}: {}",
+                escape(&t.meta.task),
+                escape(&error.sample),
+                escape(&error.message)
+            ))
+        }));
+    }
+    notes
+}
+
+/// Text that stays within its cell.
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('|', "\\|").split(['\r', '\n']).collect::<Vec<_>>().join(" ")
+}

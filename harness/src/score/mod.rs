@@ -1,0 +1,31 @@
+//! Scores of a run, made from its samples and nothing else: no plugin is loaded, nothing is measured.
+//!
+//! ```text
+//! SampleRecord* --task_results--> TaskResults --+--> Results (results.json)
+//!                                               +--> leaderboard_csv, leaderboard_markdown (one run or many)
+//! SampleRecord* --TaskTimings::of--> timings_csv
+//! ```
+//!
+//! Guarantees: the same records give the same bytes, whatever order they were loaded in and whatever number of
+//! threads made them; a sample that ended in an error counts as 0, stays in the denominator and is counted; no
+//! time and no date is in anything but `timings.csv`. Proportions are multiplied by 100 here and nowhere before.
+
+mod aggregate;
+mod leaderboard;
+mod markdown;
+mod results;
+mod slices;
+mod stats;
+mod timings;
+
+#[cfg(test)]
+mod tests;
+
+pub use aggregate::{Aggregator, Bootstrap, as_declared, task_results};
+pub use leaderboard::{LeaderboardRun, leaderboard_csv};
+pub use markdown::leaderboard_markdown;
+pub use results::{
+    FORMAT, FirstError, MetricResult, Results, RunIdentity, SliceResults, TaskMeta, TaskResults, TokenMeans,
+};
+pub use stats::{Clusters, DEFAULT_RESAMPLES, Statistic, interval_seed};
+pub use timings::{FirstToken, TaskTimings, timings_csv};
