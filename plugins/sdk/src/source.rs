@@ -134,9 +134,7 @@ impl Source {
     /// A file that cannot be opened, or that is empty. A broken record is an error item.
     pub fn read(&self, path: &Path) -> Result<Records> {
         self.note(path);
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let bare = SUFFIXES[1..].iter().find_map(|s| name.strip_suffix(s)).unwrap_or(name);
-        let records: Records = if bare.ends_with(".json") {
+        let records: Records = if bare_name(path).ends_with(".json") {
             Box::new(JsonArray::open(path)?)
         } else {
             Box::new(JsonLines::open(path)?)
@@ -147,6 +145,12 @@ impl Source {
         }
         Ok(Box::new(records))
     }
+}
+
+/// A file's name without `.zst` or `.gz`; empty where it is not UTF-8.
+pub fn bare_name(path: &Path) -> &str {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    SUFFIXES[1..].iter().find_map(|s| name.strip_suffix(s)).unwrap_or(name)
 }
 
 /// Usual names of one split, the one asked for first.
