@@ -1,0 +1,98 @@
+//! The task over its sample, over files in the official formats, and over broken ones.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use e2llm_plugin::{Example, Result, Source, Task};
+use e2llm_task_govreport::{GovReport, e2llm_plugin_entry};
+
+/// A folder of real records beside the repository; where it is missing the test says so and passes.
+fn shared(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(name);
+    if !path.exists() {
+        eprintln!("SKIPPED: shared/data/{name} not found");
+        return None;
+    }
+    Some(path)
+}
+
+fn read(folder: &Path, split: &str) -> Result<Vec<Example>> {
+    GovReport.open(&Source::folder(folder, split))?.collect()
+}
+
+fn sample() -> Vec<Example> {
+    GovReport.open(&Source::sample()).unwrap().map(|e| e.unwrap()).collect()
+}
+
+fn count<T: Ord>(examples: &[Example], f: impl Fn(&Example) -> T) -> usize {
+    examples.iter().map(f).collect::<BTreeSet<_>>().len()
+}
+
+#[test]
+fn conforms() {
+    e2llm_plugin::testing::assert_conforms(e2llm_plugin_entry);
+}
+
+#[test]
+fn every_report_gets_the_same_instruction() {
+    let all = sample();
+    assert_eq!((all.len(), count(&all, |e| e.group.clone())), (3, 3));
+    assert_eq!(count(&all, |e| GovReport.prompt(e).unwrap().instruction), 1);
+}
+
+#[test]
+fn plain_records() {
+    let Some(folder) = shared("govreport") else { return };
+    let all = read(&folder, "test").unwrap();
+    assert_eq!((all.len(), count(&all, |e| e.id.clone()), count(&all, |e| e.group.clone())), (25, 25, 25));
+    assert!(all.iter().all(|e| e.references.len() == 1 && e.references[0].len() > 500));
+    let error = read(&folder, "train").unwrap_err();
+    assert!(error.message.ends_with("no split `train`; splits found: test"), "{error}");
+}
+
+#[test]
+fn leval_agrees_with_the_plain_records() {
+    let Some(folder) = shared("govreport") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let raw = folder.join("raw/leval_gov_report_summ.head2.jsonl");
+    std::fs::copy(raw, dir.path().join("gov_report_summ.jsonl")).unwrap();
+    let got = read(dir.path(), "test").unwrap();
+    assert_eq!((got.len(), count(&got, |e| e.id.clone())), (2, 2));
+    let plain = read(&folder, "test").unwrap();
+    for e in &got {
+        let same = plain.iter().find(|p| p.group == e.group).unwrap();
+        assert_eq!((&e.context, &e.references), (&same.context, &same.references));
+    }
+    assert!(read(dir.path(), "validation").is_err(), "a file of the test split is no other split");
+}
+
+#[test]
+fn longbench_lines() {
+    let Some(raw) = shared("longbench/raw/multi_news.head10.jsonl") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["gov_report.jsonl", "test.jsonl"] {
+        std::fs::copy(&raw, dir.path().join(name)).unwrap();
+        let all = read(dir.path(), "test").unwrap();
+        assert_eq!((all.len(), count(&all, |e| e.id.clone())), (10, 10));
+        assert_eq!(all[0].id, "e45abfcb82a3c862c0f772e6f461866839955c11ea2f46a8");
+        assert_eq!(all[0].meta["length"], 2099);
+        assert!(all[0].references[0].starts_with("The Occupy LA encampment"));
+    }
+}
+
+#[test]
+fn mistakes_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let fails = |lines: &str| {
+        std::fs::write(dir.path().join("test.jsonl"), lines).unwrap();
+        read(dir.path(), "test").unwrap_err().message
+    };
+    let good = r#"{"id":1,"context":"a","prompt":"q","answers":["x"]}"#;
+    let broken = format!("{}{{\"id\":", format!("{good}\n").repeat(56));
+    assert!(fails(&broken).contains("test.jsonl, line 57: not JSON"));
+    assert!(fails("").ends_with("test.jsonl is empty"));
+    let longbench = r#"{"_id":"1","input":"","context":"c","answers":[]}"#;
+    assert!(fails(&format!("{good}\n{longbench}")).contains("line 2: field `answers` is empty"));
+    let leval = r#"{"instructions":["q"],"outputs":[],"input":"c"}"#;
+    assert!(fails(leval).contains("line 1: field `outputs` is empty"));
+}
