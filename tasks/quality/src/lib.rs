@@ -1,0 +1,102 @@
+//! QuALITY: four-choice questions about stories and essays of some 5,000 words (Pang et al., NAACL 2022).
+
+mod html;
+mod official;
+
+use e2llm_plugin::choice;
+use e2llm_plugin::source::{PLAIN, examples};
+use e2llm_plugin::{Example, Examples, FileFormat, Prediction, Prompt, Result, Source, Task, TaskInfo};
+
+const SAMPLE: &str = include_str!("../sample/sample.jsonl");
+
+/// The plain format, and the official files as they are unpacked. Of a release, the HTML-stripped form is the one
+/// that published numbers are about.
+const FILES: [&str; 4] = [
+    PLAIN,
+    "QuALITY.v1.0.1.htmlstripped.{split}",
+    "QuALITY.v1.0.htmlstripped.{split}",
+    "QuALITY.v0.9.htmlstripped.{split}",
+];
+
+const TEMPLATE: &str = "Read this text; a question about it follows.\n\n{context}\n\n{instruction}";
+
+const MAX_NEW_TOKENS: usize = 32;
+
+/// By which a metric knows how to read a response.
+const PROTOCOL: &str = "quality";
+
+/// The task.
+#[derive(Debug, Default)]
+pub struct Quality;
+
+e2llm_plugin::export_task! {
+    Quality, id: "quality", description: "Answers four-choice questions about stories"
+}
+
+impl Task for Quality {
+    fn info(&self) -> TaskInfo {
+        TaskInfo {
+            id: "quality".into(),
+            version: "1".into(),
+            description:
+                "Answers four-choice questions about stories and essays that were written to need a \
+                          reading of the whole text"
+                    .into(),
+            licence: "none named for the questions; the texts as their records' field `license` says".into(),
+            citation: "Pang et al., QuALITY: Question Answering with Long Input Texts, Yes!, NAACL 2022, \
+                       https://arxiv.org/abs/2112.08608"
+                .into(),
+            splits: ["train", "validation", "test"].map(Into::into).into(),
+            default_split: "test".into(),
+            metrics: [
+                "accuracy@official",
+                "accuracy@lenient",
+                "accuracy@compensated",
+                "em@scrolls",
+                "n_null",
+            ]
+            .map(Into::into)
+            .into(),
+            primary_metric: "accuracy@official".into(),
+            max_new_tokens: MAX_NEW_TOKENS,
+            formats: FILES[1..]
+                .iter()
+                .map(|pattern| FileFormat {
+                    pattern: (*pattern).into(),
+                    description: "the official file, one article a line; its test split has no answers"
+                        .into(),
+                })
+                .collect(),
+            slices: vec!["difficult".into()],
+            ..TaskInfo::default()
+        }
+    }
+
+    fn open(&self, source: &Source) -> Result<Examples> {
+        Ok(examples(source.records(&FILES, SAMPLE)?, |record| {
+            let found = if official::is_article(record) {
+                official::article(record)?
+            } else if official::is_columns(record) {
+                official::columns(record)?
+            } else {
+                vec![record.plain(&["article_id"])?]
+            };
+            found.into_iter().map(|example| choice::complete(record, example, PROTOCOL)).collect()
+        }))
+    }
+
+    fn prompt(&self, example: &Example) -> Result<Prompt> {
+        let mut prompt = Prompt::new(example, TEMPLATE, MAX_NEW_TOKENS);
+        prompt.instruction = format!(
+            "Choose the right answer to a question about the text.\n\n{}\n\nReply with the letter of your choice in \
+             parentheses and nothing else.",
+            example.instruction
+        );
+        Ok(prompt)
+    }
+
+    /// A leading letter, then `answer is (X)`, then the exact text of an option.
+    fn extract(&self, example: &Example, response: &str) -> Prediction {
+        choice::strict(response, &choice::options(example)).into()
+    }
+}
