@@ -20,8 +20,8 @@ fn read(folder: &Path, split: &str) -> Result<Vec<Example>> {
     GovReport.open(&Source::folder(folder, split))?.collect()
 }
 
-fn sample() -> Vec<Example> {
-    GovReport.open(&Source::sample()).unwrap().map(|e| e.unwrap()).collect()
+fn sample() -> Result<Vec<Example>> {
+    GovReport.open(&Source::sample())?.collect()
 }
 
 fn count<T: Ord>(examples: &[Example], f: impl Fn(&Example) -> T) -> usize {
@@ -35,7 +35,7 @@ fn conforms() {
 
 #[test]
 fn every_report_gets_the_same_instruction() {
-    let all = sample();
+    let all = sample().unwrap();
     assert_eq!((all.len(), count(&all, |e| e.group.clone())), (3, 3));
     assert_eq!(count(&all, |e| GovReport.prompt(e).unwrap().instruction), 1);
 }

@@ -20,8 +20,8 @@ fn read(folder: &Path, split: &str) -> Result<Vec<Example>> {
     NarrativeQa::default().open(&Source::folder(folder, split))?.collect()
 }
 
-fn sample() -> Vec<Example> {
-    NarrativeQa::default().open(&Source::sample()).unwrap().map(|e| e.unwrap()).collect()
+fn sample() -> Result<Vec<Example>> {
+    NarrativeQa::default().open(&Source::sample())?.collect()
 }
 
 fn count<T: Ord>(examples: &[Example], f: impl Fn(&Example) -> T) -> usize {
@@ -51,22 +51,22 @@ const SUMMARIES: &str =
     "document_id,set,summary\nd1,test,\" First\u{2028}line.\n\nSecond \"\nd2,valid,Text\n";
 
 /// A folder in the official layout.
-fn official() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(dir.path().join("third_party/wikipedia")).unwrap();
+fn official() -> std::io::Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir()?;
+    std::fs::create_dir_all(dir.path().join("third_party/wikipedia"))?;
     for (name, text) in [
         ("qaps.csv", QUESTIONS),
         ("documents.csv", DOCUMENTS),
         ("third_party/wikipedia/summaries.csv", SUMMARIES),
     ] {
-        std::fs::write(dir.path().join(name), text).unwrap();
+        std::fs::write(dir.path().join(name), text)?;
     }
-    dir
+    Ok(dir)
 }
 
 #[test]
 fn the_sample_has_two_answers_each() {
-    let all = sample();
+    let all = sample().unwrap();
     assert_eq!((all.len(), count(&all, |e| e.group.clone())), (5, 2));
     assert!(all.iter().all(|e| e.references.len() == 2 && e.meta.contains_key("kind")));
     let prompt = NarrativeQa::default().prompt(&all[0]).unwrap();
@@ -123,7 +123,7 @@ fn official_copies_of_the_data() {
 
 #[test]
 fn the_official_layout() {
-    let dir = official();
+    let dir = official().unwrap();
     let all = read(dir.path(), "test").unwrap();
     assert_eq!(all.iter().map(|e| e.id.as_str()).collect::<Vec<_>>(), ["d1-1", "d1-2"]);
     assert_eq!(all[0].context, "First\u{2028}line.\n\nSecond");
@@ -150,7 +150,7 @@ fn the_official_layout() {
 
 #[test]
 fn mistakes_are_named() {
-    let dir = official();
+    let dir = official().unwrap();
     let fails = |name: &str, text: &str| {
         let path = dir.path().join(name);
         let before = std::fs::read(&path).unwrap();

@@ -20,8 +20,8 @@ fn read(folder: &Path, split: &str) -> Result<Vec<Example>> {
     Quality.open(&Source::folder(folder, split))?.collect()
 }
 
-fn sample() -> Vec<Example> {
-    Quality.open(&Source::sample()).unwrap().map(|e| e.unwrap()).collect()
+fn sample() -> Result<Vec<Example>> {
+    Quality.open(&Source::sample())?.collect()
 }
 
 fn count<T: Ord>(examples: &[Example], f: impl Fn(&Example) -> T) -> usize {
@@ -35,7 +35,7 @@ fn conforms() {
 
 #[test]
 fn the_sample_is_complete() {
-    let all = sample();
+    let all = sample().unwrap();
     assert_eq!((all.len(), count(&all, |e| e.group.clone())), (6, 2));
     for e in &all {
         assert_eq!(e.meta["choice_protocol"], "quality");
@@ -103,7 +103,7 @@ fn the_older_schema_agrees_with_the_plain_records() {
 
 #[test]
 fn the_strict_reading() {
-    let e = &sample()[0];
+    let e = &sample().unwrap()[0];
     for (response, text, rule) in [
         ("(C)", "C", "leading"),
         (" B. Because", "B", "leading"),
