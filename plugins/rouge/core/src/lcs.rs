@@ -101,8 +101,8 @@ impl Lcs {
         }
         load(&mut self.rows_of, rows);
         for candidate in candidates {
-            self.restore_matching(candidate);
-            self.walk_block(0, rows.len(), self.columns.len(), &mut on_match);
+            let kept = self.restore_matching(candidate);
+            self.walk_block(0, rows.len(), kept, &mut on_match);
         }
         unload(&mut self.rows_of, rows);
     }
@@ -156,21 +156,25 @@ impl Lcs {
     }
 
     /// Like [`restore`](Self::restore) for a first block, but columns that match no row are kept only once in a run:
-    /// they all have the same state, and the walk passes all of them as it passes one.
-    fn restore_matching(&mut self, columns: &[u32]) {
-        self.columns.resize(columns.len().max(self.columns.len()), 0);
-        self.matches.resize(self.columns.len(), 0);
-        let (mut state, mut before, mut kept) = (u64::MAX, 0, 0);
+    /// they all have the same state, and the walk passes all of them as it passes one. Returns how many are kept.
+    fn restore_matching(&mut self, columns: &[u32]) -> usize {
+        if self.matches.len() < columns.len() {
+            self.matches.resize(columns.len(), 0);
+        }
+        let (mut before, mut kept) = (0, 0);
         for &word in columns {
             let matches = self.rows_of[word as usize];
-            state = step(state, matches, 0).0;
-            self.columns[kept] = state;
             self.matches[kept] = matches;
             kept += usize::from(matches | before != 0);
             before = matches;
         }
-        self.columns.truncate(kept);
-        self.matches.truncate(kept);
+        let mut state = u64::MAX;
+        self.columns.clear();
+        self.columns.extend(self.matches[..kept].iter().map(|&matches| {
+            state = step(state, matches, 0).0;
+            state
+        }));
+        kept
     }
 
     /// Walks from row `i` and column `j` to the end of the block that begins at row `base`, or to column 0.

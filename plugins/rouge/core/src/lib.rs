@@ -20,6 +20,7 @@ mod rouge_l;
 mod rouge_n;
 mod score;
 mod scorer;
+mod sentences;
 mod stem;
 mod tokenize;
 mod variant;

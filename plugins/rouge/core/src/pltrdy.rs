@@ -10,7 +10,8 @@ use crate::tokenize::{Sentences, parts};
 /// The longest path that the package can walk back, in cells.
 ///
 /// It recurses once a cell, and Python's default limit is 1,000 calls. Measured with Python 3.11 and the calls of
-/// LongBench's `eval.py` below it: 991 cells pass, 992 raise `RecursionError`, for which LongBench writes 0.
+/// LongBench's `eval.py` below it: 991 cells pass, 992 raise `RecursionError`, for which LongBench writes 0. (A path of
+/// just 991 cells fails too if its last step compares an index above 256, which takes Python one more call.)
 pub(crate) const PYTHON_CELLS: usize = 991;
 
 /// Memory reused from call to call.

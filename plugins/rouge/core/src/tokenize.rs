@@ -5,9 +5,9 @@
 
 use std::borrow::Cow;
 
-use e2llm_plugin::text::python_words;
-use unicode_segmentation::UnicodeSegmentation;
+use e2llm_plugin::text::is_python_space;
 
+use crate::sentences::Splitter;
 use crate::vocabulary::Vocabulary;
 
 /// rouge_score stems words longer than this.
@@ -31,6 +31,7 @@ pub(crate) struct Text {
     pub(crate) lines: Vec<usize>,
     /// For each line or sentence with words the end of its words, if sentences are wanted.
     pub(crate) sentences: Vec<usize>,
+    splitter: Splitter,
 }
 
 impl Text {
@@ -41,10 +42,12 @@ impl Text {
         self.lines.clear();
         self.sentences.clear();
         if wanted.sentences {
-            for sentence in text.split_sentence_bounds() {
+            let mut splitter = std::mem::take(&mut self.splitter);
+            splitter.for_each_sentence(text, |sentence| {
                 self.read_part(sentence, wanted, vocabulary);
                 end_part(&mut self.sentences, self.words.len());
-            }
+            });
+            self.splitter = splitter;
         } else {
             self.read_part(text, wanted, vocabulary);
         }
@@ -124,14 +127,49 @@ impl Sentences {
         self.ends.clear();
         for sentence in text.split('.').filter(|sentence| !sentence.is_empty()) {
             let before = self.words.len();
-            self.words.extend(python_words(sentence).map(|word| vocabulary.number(word.as_bytes())));
+            self.read_words(sentence, vocabulary);
             if self.words.len() == before {
                 self.words.push(vocabulary.number(b""));
             }
             self.ends.push(self.words.len());
         }
     }
+
+    /// Python's `str.split()`, byte by byte where the text is ASCII.
+    fn read_words(&mut self, text: &str, vocabulary: &mut Vocabulary) {
+        let bytes = text.as_bytes();
+        let mut start = 0;
+        let mut at = 0;
+        while at < bytes.len() {
+            let (space, len) = if bytes[at].is_ascii() {
+                (SPACE[usize::from(bytes[at])], 1)
+            } else {
+                text[at..].chars().next().map_or((false, 1), |c| (is_python_space(c), c.len_utf8()))
+            };
+            if space {
+                if start < at {
+                    self.words.push(vocabulary.number_in(bytes, start, at));
+                }
+                start = at + len;
+            }
+            at += len;
+        }
+        if start < at {
+            self.words.push(vocabulary.number_in(bytes, start, at));
+        }
+    }
 }
+
+/// Which ASCII bytes are white space to Python.
+const SPACE: [bool; 128] = {
+    let mut space = [false; 128];
+    let mut byte = 0;
+    while byte < 128 {
+        space[byte] = matches!(byte, 0x09..=0x0d | 0x1c..=0x20);
+        byte += 1;
+    }
+    space
+};
 
 /// The parts of `words` that end at `ends`.
 pub(crate) fn parts<'a>(words: &'a [u32], ends: &'a [usize]) -> impl Iterator<Item = &'a [u32]> + Clone {
@@ -167,6 +205,15 @@ mod tests {
             .map(|word| vocabulary.number(word.as_bytes()))
             .collect();
         assert_eq!(text.words, expected);
+    }
+
+    #[test]
+    fn words_of_pltrdy_are_parted_at_the_white_space_of_python() {
+        for c in ('\0'..=char::MAX).filter(|&c| c != '.') {
+            let mut sentences = Sentences::default();
+            sentences.read(&format!("a{c}b"), &mut Vocabulary::default());
+            assert_eq!(sentences.words.len(), 1 + usize::from(is_python_space(c)), "{c:?}");
+        }
     }
 
     #[test]

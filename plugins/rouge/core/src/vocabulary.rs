@@ -61,19 +61,21 @@ impl Vocabulary {
         if word.len() > SHORT { self.long_number(word) } else { self.short_number(key(word)) }
     }
 
+    /// The number of the word `text[start..end]`; faster than [`number`](Self::number) of a slice.
+    pub(crate) fn number_in(&mut self, text: &[u8], start: usize, end: usize) -> u32 {
+        match key_in(text, start, end, 0) {
+            Some(key) => self.short_number(key),
+            None => self.number(&text[start..end]),
+        }
+    }
+
     /// The number of the lower-cased `text[start..end]`, ASCII letters and digits.
     pub(crate) fn lower_case_number(&mut self, text: &[u8], start: usize, end: usize) -> u32 {
-        // Sets the bit that tells lower from upper case; digits have it already.
-        const LOWER: u128 = u128::from_le_bytes([0x20; 16]);
-        let len = end - start;
-        if len > SHORT {
-            return self.long_number(&text[start..end].to_ascii_lowercase());
+        // This bit tells lower from upper case; digits have it too.
+        match key_in(text, start, end, u128::from_le_bytes([0x20; 16])) {
+            Some(key) => self.short_number(key),
+            None => self.number(&text[start..end].to_ascii_lowercase()),
         }
-        let Some(window) = text.get(start..start + 16).and_then(|bytes| bytes.try_into().ok()) else {
-            return self.short_number(key(&text[start..end].to_ascii_lowercase()));
-        };
-        let mask = (1u128 << (8 * len)) - 1;
-        self.short_number(((u128::from_le_bytes(window) | LOWER) & mask) | ((len as u128) << 120))
     }
 
     /// The number of the stem of `word`, where `number` is its own.
@@ -148,6 +150,15 @@ fn key(word: &[u8]) -> u128 {
     u128::from_le_bytes(bytes)
 }
 
+/// The key of the short word `text[start..end]` with `bits` set in each byte, read in one go; `None` for a long word
+/// and close to the end of the text.
+fn key_in(text: &[u8], start: usize, end: usize, bits: u128) -> Option<u128> {
+    let len = end - start;
+    let window = text.get(start..start + 16).filter(|_| len <= SHORT)?;
+    let mask = (1u128 << (8 * len)) - 1;
+    Some(((u128::from_le_bytes(window.try_into().ok()?) | bits) & mask) | ((len as u128) << 120))
+}
+
 fn slot(key: u128) -> usize {
     const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
     let mixed = (key as u64 ^ ((key >> 64) as u64).rotate_left(29)).wrapping_mul(MIX);
@@ -187,6 +198,7 @@ mod tests {
             let end = start + word.len();
             let number = vocabulary.lower_case_number(text, start, end);
             assert_eq!(number, vocabulary.number(&word.to_ascii_lowercase()));
+            assert_eq!(vocabulary.number_in(text, start, end), vocabulary.number(word));
             start = end + 1;
         }
     }
