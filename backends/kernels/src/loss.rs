@@ -130,9 +130,9 @@ impl CustomOp2 for CrossEntropy {
 fn log_sum_exp<T: Element>(row: &[T]) -> T::Acc {
     let top = max(row);
     let total = sum(
-        row.len(),
+        row,
         #[inline(always)]
-        |i| (row[i].widen() - top).exp(),
+        |x| (x.widen() - top).exp(),
     );
     top + total.ln()
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::element::{Element, Real, for_dtype, storage, zeros};
 use crate::host;
-use crate::simd::{sum, vectorised};
+use crate::simd::{sum, sum2, sum3, vectorised};
 
 /// `weight * x / sqrt(mean(x^2) + eps)` over the last dimension of `x` (`[.., d]`), `weight` `[d]`.
 ///
@@ -141,18 +141,18 @@ fn moments<T: Element>(x: &[T], eps: T::Acc, centred: bool) -> (T::Acc, T::Acc) 
     let n = T::Acc::real(x.len() as f64);
     let mean = if centred {
         sum(
-            x.len(),
+            x,
             #[inline(always)]
-            |i| x[i].widen(),
+            |x| x.widen(),
         ) / n
     } else {
         T::Acc::ZERO
     };
     let squares = sum(
-        x.len(),
+        x,
         #[inline(always)]
-        |i| {
-            let c = x[i].widen() - mean;
+        |x| {
+            let c = x.widen() - mean;
             c * c
         },
     );
@@ -215,17 +215,20 @@ fn input_gradient<T: Element>(x: &[T], w: &[T], g: &[T], eps: T::Acc, centred: b
             for (dx, (x, g)) in rows.chunks_exact_mut(d).zip(inputs) {
                 let (g, w, x) = (&g[..d], &w[..d], &x[..d]);
                 let (mean, r) = moments(x, eps, centred);
-                let along = sum(
-                    d,
+                let along = sum3(
+                    g,
+                    w,
+                    x,
                     #[inline(always)]
-                    |i| g[i].widen() * w[i].widen() * (x[i].widen() - mean),
-                ) * r
-                    / n;
+                    |g, w, x| g.widen() * w.widen() * (x.widen() - mean),
+                );
+                let along = along * r / n;
                 let shift = if centred {
-                    sum(
-                        d,
+                    sum2(
+                        g,
+                        w,
                         #[inline(always)]
-                        |i| g[i].widen() * w[i].widen(),
+                        |g, w| g.widen() * w.widen(),
                     ) / n
                 } else {
                     T::Acc::ZERO

@@ -171,10 +171,10 @@ fn sum_of_squares<T: Element>(data: &[T]) -> f64 {
                 #[inline(always)]
                 || {
                     sum(
-                        c.len(),
+                        c,
                         #[inline(always)]
-                        |i| {
-                            let x = c[i].widen().to_f64();
+                        |x| {
+                            let x = x.widen().to_f64();
                             x * x
                         },
                     )

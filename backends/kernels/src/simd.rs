@@ -89,71 +89,127 @@ pub(crate) fn normal(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, INV_SQRT_2PI as f32 * gauss)
 }
 
-/// Sum of `term(i)` for `i` in `0..n`, in 64 and then 16 independent partial sums.
-///
-/// A sum in one variable could not be vectorised, because the order of float additions is part of their meaning.
+/// Independent partial sums of a reduction: one register of float32. A sum in one variable could not be vectorised,
+/// because the order of float additions is part of their meaning.
+const LANES: usize = 16;
+
+/// Sum of `term` over three slices of equal length, in [`LANES`] times four independent partial sums.
 #[inline(always)]
-pub(crate) fn sum<A: Real>(n: usize, term: impl Fn(usize) -> A) -> A {
-    let mut wide = [A::ZERO; 64];
-    let mut i = 0;
-    while i + 64 <= n {
-        for (j, lane) in wide.iter_mut().enumerate() {
-            *lane += term(i + j);
-        }
-        i += 64;
+pub(crate) fn sum3<X: Copy, Y: Copy, Z: Copy, A: Real>(
+    a: &[X],
+    b: &[Y],
+    c: &[Z],
+    term: impl Fn(X, Y, Z) -> A,
+) -> A {
+    let (b, c) = (&b[..a.len()], &c[..a.len()]);
+    let ((a, a_rest), (b, b_rest), (c, c_rest)) =
+        (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
+    let ((a4, a1), (b4, b1), (c4, c1)) = (a.as_chunks::<4>(), b.as_chunks::<4>(), c.as_chunks::<4>());
+    // Four named arrays, because only loops over one of them are unrolled into registers.
+    let mut first = [A::ZERO; LANES];
+    let (mut second, mut third, mut fourth) = (first, first, first);
+    for ((a, b), c) in a4.iter().zip(b4).zip(c4) {
+        accumulate(&mut first, &a[0], &b[0], &c[0], &term);
+        accumulate(&mut second, &a[1], &b[1], &c[1], &term);
+        accumulate(&mut third, &a[2], &b[2], &c[2], &term);
+        accumulate(&mut fourth, &a[3], &b[3], &c[3], &term);
     }
-    let mut lanes = [A::ZERO; 16];
-    for (j, lane) in lanes.iter_mut().enumerate() {
-        *lane = (wide[j] + wide[16 + j]) + (wide[32 + j] + wide[48 + j]);
+    for j in 0..LANES {
+        first[j] = (first[j] + second[j]) + (third[j] + fourth[j]);
     }
-    while i + 16 <= n {
-        for (j, lane) in lanes.iter_mut().enumerate() {
-            *lane += term(i + j);
-        }
-        i += 16;
+    for ((a, b), c) in a1.iter().zip(b1).zip(c1) {
+        accumulate(&mut first, a, b, c, &term);
     }
-    let mut half = 8;
-    while half > 0 {
-        for j in 0..half {
-            lanes[j] += lanes[j + half];
-        }
-        half /= 2;
-    }
-    let mut total = lanes[0];
-    while i < n {
-        total += term(i);
-        i += 1;
+    let mut total = fold(
+        first,
+        #[inline(always)]
+        |x, y| x + y,
+    );
+    for ((a, b), c) in a_rest.iter().zip(b_rest).zip(c_rest) {
+        total += term(*a, *b, *c);
     }
     total
+}
+
+#[inline(always)]
+fn accumulate<X: Copy, Y: Copy, Z: Copy, A: Real>(
+    lanes: &mut [A; LANES],
+    a: &[X; LANES],
+    b: &[Y; LANES],
+    c: &[Z; LANES],
+    term: impl Fn(X, Y, Z) -> A,
+) {
+    for j in 0..LANES {
+        lanes[j] += term(a[j], b[j], c[j]);
+    }
+}
+
+/// Sum of `term` over two slices of equal length.
+#[inline(always)]
+pub(crate) fn sum2<X: Copy, Y: Copy, A: Real>(a: &[X], b: &[Y], term: impl Fn(X, Y) -> A) -> A {
+    sum3(
+        a,
+        b,
+        a,
+        #[inline(always)]
+        |x, y, _| term(x, y),
+    )
+}
+
+/// Sum of `term` over a slice.
+#[inline(always)]
+pub(crate) fn sum<X: Copy, A: Real>(a: &[X], term: impl Fn(X) -> A) -> A {
+    sum3(
+        a,
+        a,
+        a,
+        #[inline(always)]
+        |x, _, _| term(x),
+    )
 }
 
 /// Scalar product of a widened row and a row of tensor elements of the same length.
 #[inline(always)]
 pub(crate) fn dot<T: Element>(a: &[T::Acc], b: &[T]) -> T::Acc {
-    let a = &a[..b.len()];
-    sum(
-        b.len(),
+    sum2(
+        a,
+        b,
         #[inline(always)]
-        |i| a[i] * b[i].widen(),
+        |x, y| x * y.widen(),
     )
 }
 
 /// Largest element of a row; minus infinity for an empty one.
 #[inline(always)]
 pub(crate) fn max<T: Element>(row: &[T]) -> T::Acc {
-    let mut lanes = [T::Acc::NEG_INFINITY; 32];
-    let mut chunks = row.chunks_exact(32);
-    for chunk in &mut chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = lane.larger(x.widen());
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut lanes = [T::Acc::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for j in 0..LANES {
+            lanes[j] = lanes[j].larger(chunk[j].widen());
         }
     }
-    let mut best = T::Acc::NEG_INFINITY;
-    for lane in lanes {
-        best = best.larger(lane);
-    }
-    for x in chunks.remainder() {
+    let mut best = fold(
+        lanes,
+        #[inline(always)]
+        |x, y| x.larger(y),
+    );
+    for x in rest {
         best = best.larger(x.widen());
     }
     best
+}
+
+/// Combines the lanes pairwise, halving their number each time.
+#[inline(always)]
+fn fold<A: Real>(lanes: [A; LANES], combine: impl Fn(A, A) -> A) -> A {
+    // Without this the compiler sees the narrow end of the reduction and cuts the wide loop before it into pairs.
+    let mut lanes = std::hint::black_box(lanes);
+    for j in 0..8 {
+        lanes[j] = combine(lanes[j], lanes[j + 8]);
+    }
+    for j in 0..4 {
+        lanes[j] = combine(lanes[j], lanes[j + 4]);
+    }
+    combine(combine(lanes[0], lanes[2]), combine(lanes[1], lanes[3]))
 }

@@ -7,7 +7,7 @@ use super::{Rows, Size, Visible};
 use crate::element::{Element, Real, zeros};
 use crate::gemm::{Mat, product};
 use crate::host;
-use crate::simd::{sum, vectorised};
+use crate::simd::{dot, vectorised};
 
 /// Keys per block.
 const KEYS: usize = 256;
@@ -123,11 +123,7 @@ fn one_part<T: Element>(
                 gather(inputs.o, b, heads.clone(), range.clone(), T::Acc::ONE, &mut os[..rows * d]);
                 for (r, delta) in delta[..rows].iter_mut().enumerate() {
                     let (g, o) = (&gs[r * d..][..d], &os[r * d..][..d]);
-                    *delta = sum(
-                        d,
-                        #[inline(always)]
-                        |i| g[i] * o[i],
-                    );
+                    *delta = dot(g, o);
                 }
             },
         );

@@ -192,9 +192,9 @@ fn few_rows<T: Element>(
                 }
                 part.top[r] = top;
                 part.total[r] = sum(
-                    seen,
+                    &*row,
                     #[inline(always)]
-                    |j| row[j],
+                    |p| p,
                 );
             }
             for j in 0..count {
@@ -277,9 +277,9 @@ fn many_rows<T: Element>(
                         *s = (*s - top).exp();
                     }
                     let total = sum(
-                        seen,
+                        &*row,
                         #[inline(always)]
-                        |j| row[j],
+                        |p| p,
                     );
                     if part.top[r] == T::Acc::NEG_INFINITY {
                         part.total[r] = total;
