@@ -12,6 +12,8 @@ pub enum FinishReason {
     StopString,
     /// `max_new_tokens` were generated.
     Length,
+    /// Nothing was generated: the answer is the most likely of the choices.
+    Chosen,
 }
 
 /// What became of the prompt, and what it cost. Token counts are the decoder's unless said otherwise.
@@ -39,6 +41,25 @@ pub struct Usage {
     pub peak_memory: Option<u64>,
     /// The truncation applied, e.g. `middle-longbench-v2`; absent where nothing was cut.
     pub truncation: Option<String>,
+}
+
+impl Usage {
+    /// Adds what another turn of the same sample took.
+    pub fn add(&mut self, other: &Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.context_tokens += other.context_tokens;
+        self.context_seen += other.context_seen;
+        self.context_dropped += other.context_dropped;
+        self.context_compressed += other.context_compressed;
+        self.soft_tokens += other.soft_tokens;
+        self.generated_tokens += other.generated_tokens;
+        self.time_to_first_token += other.time_to_first_token;
+        self.decode_time += other.decode_time;
+        self.peak_memory = self.peak_memory.max(other.peak_memory);
+        if self.truncation.is_none() {
+            self.truncation.clone_from(&other.truncation);
+        }
+    }
 }
 
 /// A generated answer.
