@@ -1,0 +1,178 @@
+//! What methods that end in one plain decoder share: loading it, wrapping a text in its chat template, answering.
+
+use e2llm_backend::{
+    Backend, BackendError, BackendInfo, BuildContext, CancelFlag, Choice, ErrorKind, Fingerprint, OptionSpec,
+    Prompt, Request, Response, TokenCounter, Usage,
+};
+use e2llm_lm::{
+    DecoderFiles, DecoderModel, Generation, Message, Precision, Segment, Tokenizer, continuation_ids,
+    open_device, score_continuations, token_counter,
+};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The option every decoder method has.
+pub(crate) const WINDOW: OptionSpec = OptionSpec {
+    name: "window",
+    default: "",
+    help: "positions the decoder may use; default: the model's own",
+};
+
+/// How a method makes a prompt of a request.
+pub(crate) trait Method: Send {
+    /// The prompt, with `room` positions of the window left for the answer.
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError>;
+}
+
+/// A prompt as the decoder reads it, and what became of its context.
+pub(crate) struct Prepared {
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) usage: Usage,
+}
+
+/// A loaded decoder.
+pub(crate) struct Decoder {
+    pub(crate) model: DecoderModel,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) window: usize,
+}
+
+impl Decoder {
+    /// Ids of a message as the decoder gets it: in its chat template where the prompt wants that and the model has
+    /// one, else as raw text with special tokens; behind it the beginning of the answer.
+    pub(crate) fn wrap(&self, message: &str, prompt: &Prompt) -> Result<Vec<u32>, BackendError> {
+        let template = self.tokenizer.chat().filter(|_| prompt.chat);
+        let mut text = match template {
+            Some(template) => template.render(&[Message::new("user", message)], true)?,
+            None => message.to_owned(),
+        };
+        text.push_str(&prompt.answer_prefix);
+        Ok(self.tokenizer.encode(&text, template.is_none())?)
+    }
+
+    /// Positions that go to everything but the message and its own special tokens.
+    pub(crate) fn overhead(&self, prompt: &Prompt) -> Result<usize, BackendError> {
+        if prompt.chat && self.tokenizer.chat().is_some() {
+            return Ok(self.wrap("", prompt)?.len());
+        }
+        Ok(self.tokenizer.encode(&prompt.answer_prefix, false)?.len())
+    }
+
+    /// The error of a prompt that does not fit.
+    pub(crate) fn too_long(&self, what: &str, prompt: usize, room: usize) -> BackendError {
+        let window = self.window;
+        let message = format!(
+            "{what}: {prompt} tokens of prompt and {room} of answer, the decoder's window is {window}"
+        );
+        BackendError::new(ErrorKind::ContextTooLong, message)
+    }
+}
+
+/// A [`Method`] in front of a decoder.
+pub(crate) struct DecoderBackend<M> {
+    info: BackendInfo,
+    decoder: Decoder,
+    method: M,
+    cancel: CancelFlag,
+}
+
+impl<M: Method> DecoderBackend<M> {
+    /// Loads the decoder of `context`. `truncation` is what the method does to a context that does not fit.
+    pub(crate) fn new(
+        name: &str,
+        truncation: &str,
+        method: M,
+        context: &BuildContext,
+    ) -> Result<Self, BackendError> {
+        let Some(path) = &context.model.decoder else {
+            let message =
+                format!("backend `{name}` needs a decoder, and model `{}` has none", context.model.name);
+            return Err(BackendError::new(ErrorKind::BadRequest, message));
+        };
+        let device = open_device(context.device)?;
+        let precision: Precision = match context.dtype.as_str() {
+            "" if device.is_cpu() => Precision::F32,
+            "" => Precision::BF16,
+            name => name.parse()?,
+        };
+        let files = DecoderFiles::open(path)?;
+        let mut hash = Fingerprint::new(name, env!("CARGO_PKG_VERSION"));
+        hash.text("dtype", &precision.to_string());
+        for (option, value) in context.options.iter() {
+            hash.text(option, value);
+        }
+        for file in &files.files {
+            let file_name = file.file_name().unwrap_or_default().to_string_lossy();
+            hash.file(&file_name, file).map_err(|e| BackendError::failed(&e))?;
+        }
+        let parameters = files.config.parameters();
+        let positions = files.config.max_position_embeddings;
+        let model = DecoderModel::from_files(files, &device, precision)?;
+        let mut warnings = Vec::new();
+        if model.tokenizer.chat().is_none() {
+            warnings.push("the decoder has no chat template: prompts are raw text".to_owned());
+        }
+        let own = context.model.window.map_or(positions, |w| w as usize).min(positions);
+        let window = context.options.parse("window")?.unwrap_or(own);
+        if window > positions {
+            warnings.push(format!("window {window}: the decoder was trained on {positions} positions only"));
+        }
+        hash.text("window", &window.to_string());
+        let info = BackendInfo {
+            name: name.into(),
+            model: context.model.name.clone(),
+            parameters,
+            trained_parameters: 0,
+            window: Some(window as u64),
+            dtype: precision.to_string(),
+            device: context.device.to_string(),
+            truncation: truncation.into(),
+            fingerprint: hash.finish(),
+            chat_template: model.tokenizer.chat().map(|t| t.hash()),
+            warnings,
+        };
+        let tokenizer = Arc::new(model.tokenizer.clone());
+        let decoder = Decoder { model, tokenizer, window };
+        Ok(Self { info, decoder, method, cancel: context.cancel.clone() })
+    }
+
+    fn answer(&self, request: &Request) -> Result<Response, BackendError> {
+        let start = Instant::now();
+        self.cancel.check()?;
+        let room = request.generation.max_new_tokens;
+        let Prepared { segments, usage } = self.method.prepare(&self.decoder, &request.prompt, room)?;
+        let before = start.elapsed();
+        let (model, tokenizer) = (&self.decoder.model, Some(&*self.decoder.tokenizer));
+        let cancelled = || self.cancel.is_cancelled();
+        let settings = Generation::of(request);
+        let generated =
+            e2llm_lm::generate(&model.llama, tokenizer, &model.eos_ids, &segments, &settings, &cancelled)?;
+        Ok(generated.into_response(usage, before))
+    }
+}
+
+impl<M: Method> Backend for DecoderBackend<M> {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn generate(&mut self, batch: &[Request]) -> Vec<Result<Response, BackendError>> {
+        batch.iter().map(|request| self.answer(request)).collect()
+    }
+
+    fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {
+        let start = Instant::now();
+        self.cancel.check()?;
+        let continuations = continuation_ids(&self.decoder.tokenizer, choices)?;
+        let room = continuations.iter().map(Vec::len).max().unwrap_or(0);
+        let Prepared { segments, mut usage } = self.method.prepare(&self.decoder, &request.prompt, room)?;
+        let cancelled = || self.cancel.is_cancelled();
+        let scores = score_continuations(&self.decoder.model.llama, &segments, &continuations, &cancelled)?;
+        usage.time_to_first_token = start.elapsed().as_secs_f64();
+        Ok(Choice { log_likelihoods: scores, tokens: continuations.iter().map(Vec::len).collect(), usage })
+    }
+
+    fn token_counter(&self) -> Option<TokenCounter> {
+        Some(token_counter(&self.decoder.tokenizer))
+    }
+}

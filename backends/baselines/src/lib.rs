@@ -1,0 +1,21 @@
+//! Methods that E2LLM is compared with, one module each, and `echo`, which needs no model.
+//!
+//! Each method gets the same prompts with the same decoder, window, chat template and generation settings, and says
+//! in [`Usage`](e2llm_backend::Usage) what became of the context.
+
+mod decoder;
+pub mod echo;
+pub mod no_context;
+mod policy;
+#[cfg(test)]
+mod tests;
+pub mod truncate;
+
+pub use policy::{Kept, Policy};
+
+/// Adds every method of this crate to `registry`.
+pub fn register(registry: &mut e2llm_backend::Registry) {
+    registry.register(echo::spec());
+    registry.register(no_context::spec());
+    registry.register(truncate::spec());
+}

@@ -1,0 +1,61 @@
+//! Writing a checkpoint.
+
+use super::{BASE, BaseModels, CONFIG, CheckpointError, TRAINED};
+use crate::config::{ConfigError, E2llmConfig};
+use candle_core::Tensor;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+/// Writes settings, trained tensors and the names of the base models to `folder`, which is made where it is missing.
+/// Base models that are there already are left alone.
+///
+/// Each file is written under another name, synced and then renamed, so that what was there before survives a
+/// full disk; the settings come last.
+///
+/// # Errors
+/// Anything that cannot be written.
+pub fn save(
+    folder: &Path,
+    config: &E2llmConfig,
+    trained: &BTreeMap<String, Tensor>,
+    base: &BaseModels,
+) -> Result<(), CheckpointError> {
+    fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
+    let tensors: HashMap<&str, Tensor> = trained.iter().map(|(n, t)| (n.as_str(), t.detach())).collect();
+    replace(&folder.join(TRAINED), |path| {
+        candle_core::safetensors::save(&tensors, path)?;
+        Ok(())
+    })?;
+    let text = |name: &str, text: Result<String, ConfigError>| -> Result<(), CheckpointError> {
+        let path = folder.join(name);
+        let text = text.map_err(|source| CheckpointError::Config { path: path.clone(), source })?;
+        replace(&path, |path| fs::write(path, &text).map_err(CheckpointError::io(path)))
+    };
+    if *base != BaseModels::default() {
+        text(BASE, serde_json::to_string_pretty(base).map(|t| t + "\n").map_err(ConfigError::Json))?;
+    }
+    text(CONFIG, config.to_json())?;
+    File::open(folder).and_then(|f| f.sync_all()).map_err(CheckpointError::io(folder))
+}
+
+/// Writes a file beside `path`, makes sure that it is on the disk, and puts it in its place.
+fn replace(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    let partial = Path::new(&name);
+    let finish = || -> io::Result<()> {
+        File::open(partial)?.sync_all()?;
+        fs::rename(partial, path)
+    };
+    let result = write(partial).and_then(|()| finish().map_err(CheckpointError::io(path)));
+    if result.is_err() {
+        // What could not be finished would only take room; the error that matters is the first one.
+        drop(fs::remove_file(partial));
+    }
+    result
+}

@@ -1,0 +1,221 @@
+//! The model against values of the PyTorch reference, computed in float64 (`make_golden.py`).
+//!
+//! Cases come from the folder `E2LLM_GOLDEN`, else from `shared/golden/e2llm` beside the workspace. The bars are those
+//! of the model's specification: they are relative and norm-wise.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a helper fails its test")]
+
+use candle_core::{DType, Device, Tensor};
+use e2llm::checkpoint::{self, Loaded, Settings, Sources};
+use e2llm::{E2llmConfig, Example};
+use e2llm_backend::ModelFiles;
+use e2llm_lm::Precision;
+use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+#[derive(Deserialize)]
+struct RawExample {
+    chunks: Vec<Vec<u32>>,
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    answer: Vec<u32>,
+}
+
+impl From<RawExample> for Example {
+    fn from(raw: RawExample) -> Self {
+        Self { chunks: raw.chunks, prefix: raw.prefix, suffix: raw.suffix, answer: raw.answer }
+    }
+}
+
+#[derive(Deserialize)]
+struct RawInputs {
+    reasoning: Vec<RawExample>,
+    reconstruction: Vec<RawExample>,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    lambda: f64,
+    reasoning: f64,
+    reconstruction: f64,
+    total: f64,
+    greedy: Vec<Vec<u32>>,
+}
+
+struct Case {
+    folder: PathBuf,
+    reasoning: Vec<Example>,
+    reconstruction: Vec<Example>,
+    expected: Expected,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Case {
+    fn read(folder: &Path) -> Self {
+        let text = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+        let inputs: RawInputs = serde_json::from_str(&text("inputs.json")).unwrap();
+        let examples = |raw: Vec<RawExample>| raw.into_iter().map(Example::from).collect();
+        Self {
+            folder: folder.to_owned(),
+            reasoning: examples(inputs.reasoning),
+            reconstruction: examples(inputs.reconstruction),
+            expected: serde_json::from_str(&text("expected.json")).unwrap(),
+            tensors: candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu)
+                .unwrap(),
+        }
+    }
+
+    fn load(&self, trainable: bool, merge_lora: bool) -> Loaded {
+        let files = ModelFiles { checkpoint: Some(self.folder.clone()), ..ModelFiles::default() };
+        let settings = Settings {
+            device: Device::Cpu,
+            encoder: Precision::Dense(DType::F32),
+            decoder: Precision::Dense(DType::F32),
+            trainable,
+            merge_lora,
+            seed: 0,
+            untrained: E2llmConfig::default(),
+        };
+        let loaded = checkpoint::load(&Sources::find(&files).unwrap(), &settings).unwrap();
+        assert!(loaded.trained);
+        assert_eq!(loaded.warnings, [""; 0]);
+        loaded
+    }
+
+    fn close(&self, name: &str, ours: &Tensor, bar: f64) {
+        let theirs =
+            self.tensors.get(name).unwrap_or_else(|| panic!("no `{name}` in {}", self.folder.display()));
+        let error = relative(ours, theirs);
+        assert!(error <= bar, "{}: {name} is off by {error:e}", self.folder.display());
+    }
+}
+
+/// All cases, or none and a loud word about it.
+fn cases(test: &str) -> Vec<Case> {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden/e2llm");
+    let given = std::env::var_os("E2LLM_GOLDEN").map(PathBuf::from);
+    let folder = given.clone().unwrap_or(default);
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        assert!(given.is_none(), "E2LLM_GOLDEN names {}, which cannot be read", folder.display());
+        eprintln!("SKIPPED: {test}: {} not found", folder.display());
+        return Vec::new();
+    };
+    let mut folders: Vec<_> = entries.map(|e| e.unwrap().path()).collect();
+    folders.retain(|f| f.join("expected.json").exists());
+    folders.sort();
+    assert!(!folders.is_empty(), "no cases in {}", folder.display());
+    folders.iter().map(|f| Case::read(f)).collect()
+}
+
+fn norm(t: &Tensor) -> f64 {
+    t.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
+}
+
+/// |ours - theirs| / |theirs|
+fn relative(ours: &Tensor, theirs: &Tensor) -> f64 {
+    assert_eq!(ours.dims(), theirs.dims());
+    norm(&(ours.to_dtype(DType::F64).unwrap() - theirs).unwrap()) / norm(theirs)
+}
+
+fn scalar(t: &Tensor) -> f64 {
+    t.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+}
+
+fn chunks(batch: &[Example]) -> Vec<Vec<u32>> {
+    batch.iter().flat_map(|e| e.chunks.clone()).collect()
+}
+
+#[test]
+fn golden_hidden_states_and_soft_tokens() {
+    for case in cases("golden_hidden_states_and_soft_tokens") {
+        for merged in [false, true] {
+            let model = case.load(false, merged).model;
+            let chunks = chunks(&case.reasoning);
+            let (padded, lengths) = model.encoder().forward(&chunks).unwrap();
+            for (i, chunk) in chunks.iter().enumerate() {
+                let alone = model.encoder().forward(std::slice::from_ref(chunk)).unwrap().0;
+                case.close(&format!("hidden.{i}"), &alone.squeeze(0).unwrap(), 1e-4);
+                let in_batch = padded.get(i).unwrap().narrow(0, 0, lengths[i]).unwrap();
+                case.close(&format!("hidden.{i}"), &in_batch, 1e-4);
+            }
+            case.close("soft", &model.soft_tokens(&chunks).unwrap(), 1e-4);
+        }
+    }
+}
+
+#[test]
+fn golden_logits_and_losses() {
+    for case in cases("golden_logits_and_losses") {
+        let model = case.load(false, false).model;
+        let lengths = model.inputs(&case.reasoning).unwrap().lengths;
+        let (reasoning, logits) = model.loss(&case.reasoning).unwrap();
+        for (i, &n) in lengths.iter().enumerate() {
+            case.close(&format!("logits.{i}"), &logits.get(i).unwrap().narrow(0, 0, n).unwrap(), 1e-4);
+        }
+        let reconstruction = model.loss(&case.reconstruction).unwrap().0;
+        let e = &case.expected;
+        let total = scalar(&reasoning) + e.lambda * scalar(&reconstruction);
+        let pairs = [
+            (scalar(&reasoning), e.reasoning),
+            (scalar(&reconstruction), e.reconstruction),
+            (total, e.total),
+            (scalar(&model.answer_loss(&case.reasoning).unwrap().mean().unwrap()), e.reasoning),
+            (scalar(&model.answer_loss(&case.reconstruction).unwrap().mean().unwrap()), e.reconstruction),
+        ];
+        for (ours, theirs) in pairs {
+            let error = ((ours - theirs) / theirs).abs();
+            assert!(error <= 1e-5, "{}: {ours} and not {theirs}", case.folder.display());
+        }
+    }
+}
+
+#[test]
+fn golden_greedy_ids() {
+    for case in cases("golden_greedy_ids") {
+        for merged in [false, true] {
+            let model = case.load(false, merged).model;
+            let ours: Vec<_> = case.reasoning.iter().map(|e| model.generate(e, 8).unwrap()).collect();
+            assert_eq!(ours, case.expected.greedy, "{}", case.folder.display());
+        }
+    }
+}
+
+#[test]
+fn golden_gradients() {
+    for case in cases("golden_gradients") {
+        for checkpointing in [false, true] {
+            let mut loaded = case.load(true, false);
+            loaded.model.set_checkpointing(checkpointing);
+            let ours = gradients(&case, &loaded);
+            let theirs: BTreeMap<&str, &Tensor> =
+                case.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix("grad.")?, t))).collect();
+            let names: Vec<&str> = ours.keys().map(String::as_str).collect();
+            assert_eq!(names, theirs.keys().copied().collect::<Vec<_>>());
+            let all = theirs.values().map(|g| norm(g).powi(2)).sum::<f64>().sqrt();
+            let mut off = Vec::new();
+            for (name, ours) in &ours {
+                let theirs = theirs[name.as_str()];
+                let error = norm(&(ours.to_dtype(DType::F64).unwrap() - theirs).unwrap());
+                let bar = 1e-3 * norm(theirs).max(1e-6 * all);
+                if error > bar {
+                    off.push(format!("{name} by {error:e} > {bar:e}"));
+                }
+            }
+            assert!(off.is_empty(), "{}: off are {}", case.folder.display(), off.join(", "));
+        }
+    }
+}
+
+/// Gradients of `reasoning + lambda * reconstruction` by name.
+fn gradients(case: &Case, loaded: &Loaded) -> BTreeMap<String, Tensor> {
+    let reasoning = loaded.model.answer_loss(&case.reasoning).unwrap().mean().unwrap();
+    let reconstruction = loaded.model.answer_loss(&case.reconstruction).unwrap().mean().unwrap();
+    let total = (reasoning + (reconstruction * case.expected.lambda).unwrap()).unwrap();
+    let store = total.backward().unwrap();
+    let gradient = |(name, var): (&String, &candle_core::Var)| {
+        let gradient = store.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+        (name.clone(), gradient.clone())
+    };
+    loaded.vars.iter().map(gradient).collect()
+}
