@@ -7,9 +7,6 @@
 //! - Text: [`Tokenizer`], [`ChatTemplate`].
 //! - Running: [`DecoderModel`], [`generate`], [`score_continuations`].
 
-// `gemm` is named in the manifest only to switch on its AVX-512 products, which candle then uses.
-use gemm as _;
-
 mod bert;
 mod chat;
 mod clock;
@@ -25,6 +22,7 @@ mod lora;
 mod model;
 mod params;
 mod prefill;
+mod quantised;
 mod requests;
 mod rope;
 mod score;

@@ -1,5 +1,6 @@
 //! A frozen linear layer, dense or quantised, with an optional low-rank update.
 
+use crate::quantised::QuantisedMatrix;
 use candle_core::quantized::QTensor;
 use candle_core::{D, DType, Result, Tensor, bail};
 use std::sync::Arc;
@@ -18,18 +19,27 @@ pub struct Lora {
 #[derive(Debug, Clone)]
 pub(crate) enum Weight {
     Dense(Tensor),
+    /// On the CPU, in blocks this crate multiplies itself.
+    Blocks(Arc<QuantisedMatrix>),
+    /// Any other kind, multiplied by candle.
     Quantised(Arc<QTensor>),
 }
 
 impl Weight {
+    /// A quantised matrix in whichever form is fastest here.
+    pub(crate) fn quantised(tensor: QTensor) -> Result<Self> {
+        Ok(match QuantisedMatrix::new(&tensor)? {
+            Some(matrix) => Self::Blocks(Arc::new(matrix)),
+            None => Self::Quantised(Arc::new(tensor)),
+        })
+    }
+
     /// `x W^T + bias`: `[.., in]` to `[.., out]`.
     pub(crate) fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match self {
             Self::Dense(w) => e2llm_kernels::linear(x, w, bias),
-            Self::Quantised(q) => {
-                let y = x.contiguous()?.apply_op1_no_bwd(q.as_ref())?;
-                bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b))
-            }
+            Self::Blocks(q) => with_bias(q.forward(x)?, bias),
+            Self::Quantised(q) => with_bias(x.contiguous()?.apply_op1_no_bwd(q.as_ref())?, bias),
         }
     }
 
@@ -37,6 +47,7 @@ impl Weight {
     pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(w) => w.index_select(ids, 0),
+            Self::Blocks(q) => q.select(ids),
             Self::Quantised(q) => q.embedding(ids),
         }
     }
@@ -44,8 +55,16 @@ impl Weight {
     pub(crate) fn dense(&self) -> Result<Tensor> {
         match self {
             Self::Dense(w) => Ok(w.clone()),
+            Self::Blocks(q) => q.dequantise(),
             Self::Quantised(q) => q.dequantize(&q.device()),
         }
+    }
+}
+
+fn with_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
     }
 }
 

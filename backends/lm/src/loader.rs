@@ -4,7 +4,6 @@ use crate::config::LinearSpec;
 use crate::linear::{Linear, Lora, Weight};
 use crate::{LmError, LoraSource, Precision, Result, Weights};
 use candle_core::{Device, Tensor};
-use std::sync::Arc;
 
 /// Reads a model's tensors the way they are to be held.
 pub(crate) struct Loader<'a> {
@@ -37,9 +36,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn weight(&self, name: &str) -> Result<Weight> {
         match self.precision {
             Precision::Dense(dtype) => Ok(Weight::Dense(self.weights.load(name, dtype, self.device)?)),
-            Precision::Quantised => {
-                Ok(Weight::Quantised(Arc::new(self.weights.load_quantised(name, self.device)?)))
-            }
+            Precision::Quantised => Ok(Weight::quantised(self.weights.load_quantised(name, self.device)?)?),
         }
     }
 

@@ -195,10 +195,12 @@ impl Gguf {
     }
 
     pub(crate) fn texts(&self, key: &str) -> Result<Vec<&str>> {
-        let text = |v| match v {
-            &Value::String(ref s) => Some(s.as_str()),
-            _ => None,
-        };
+        fn text(value: &Value) -> Option<&str> {
+            match value {
+                Value::String(s) => Some(s),
+                _ => None,
+            }
+        }
         match self.value(key)? {
             Value::Array(values) => values.iter().map(text).collect::<Option<_>>(),
             _ => None,

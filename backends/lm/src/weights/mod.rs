@@ -9,7 +9,7 @@ pub use gguf::Gguf;
 use crate::config::TensorSpec;
 use crate::{LmError, Result, TensorProblems};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use folder::Shards;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -134,7 +134,14 @@ impl Weights {
     pub fn load_quantised(&self, name: &str, device: &Device) -> Result<QTensor> {
         let quantised = match &self.source {
             Source::Shards(shards) => {
-                QTensor::quantize(&shards.load(name)?.to_dtype(DType::F32)?, GgmlDType::Q8_0)?
+                let dense = shards.load(name)?.to_dtype(DType::F32)?;
+                let (width, block) = (dense.dim(D::Minus1)?, GgmlDType::Q8_0.block_size());
+                if width % block != 0 {
+                    let message =
+                        format!("tensor `{name}` cannot be quantised: rows of {width} in blocks of {block}");
+                    return Err(LmError::file(&self.path, message));
+                }
+                QTensor::quantize(&dense, GgmlDType::Q8_0)?
             }
             Source::Gguf(gguf) => gguf.load(name)?,
         };

@@ -1,5 +1,7 @@
 //! Tests of the crate from outside, one binary.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do: by panicking")]
+
 mod damaged_files;
 mod golden_real;
 mod golden_rope;

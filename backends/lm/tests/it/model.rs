@@ -197,12 +197,13 @@ fn adapters_that_do_not_fit_are_named() {
 
 #[test]
 fn dense_weights_can_be_held_in_8_bits() {
-    let config = llama_json();
+    let mut config = llama_json();
+    config["intermediate_size"] = json!(64);
     let (dense, quantised) = (llama_of(&config, Precision::F32), llama_of(&config, Precision::Quantised));
     let hidden =
         |llama: &Llama| llama.forward_hidden(&llama.embed(&ids(12, 64)).unwrap(), None, None).unwrap();
     let gap = distance(&hidden(&dense), &hidden(&quantised));
-    assert!(gap > 0.0 && gap < 0.1, "{gap}");
+    assert!(gap > 0.0 && gap < 0.3, "{gap}");
 }
 
 #[test]

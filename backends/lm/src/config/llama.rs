@@ -1,172 +1,10 @@
-//! Model configurations: HF `config.json` and GGUF metadata.
+//! Configuration of decoders, from HF's `config.json` or GGUF metadata.
 
+use super::{Ids, check_sizes, read_json};
 use crate::rope::{RopeParameters, RopeScaling};
 use crate::{Gguf, LmError, Result};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::path::Path;
-
-/// A tensor that a configuration asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// HF name.
-    pub name: String,
-    /// Dimensions, outermost first.
-    pub shape: Vec<usize>,
-}
-
-impl TensorSpec {
-    /// A tensor of the given name and dimensions.
-    pub fn new(name: impl Into<String>, shape: Vec<usize>) -> Self {
-        Self { name: name.into(), shape }
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether it has no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// A linear layer that a configuration asks for.
-#[derive(Debug, Clone)]
-pub(crate) struct LinearSpec {
-    pub(crate) module: String,
-    pub(crate) outputs: usize,
-    pub(crate) inputs: usize,
-    pub(crate) bias: bool,
-}
-
-impl LinearSpec {
-    pub(crate) fn new(module: impl Into<String>, outputs: usize, inputs: usize, bias: bool) -> Self {
-        Self { module: module.into(), outputs, inputs, bias }
-    }
-
-    pub(crate) fn tensors(&self) -> impl Iterator<Item = TensorSpec> + '_ {
-        let weight = TensorSpec::new(format!("{}.weight", self.module), vec![self.outputs, self.inputs]);
-        let bias = self.bias.then(|| TensorSpec::new(format!("{}.bias", self.module), vec![self.outputs]));
-        std::iter::once(weight).chain(bias)
-    }
-}
-
-pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| LmError::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| LmError::file(path, format!("not the JSON it should be: {e}")))
-}
-
-/// Dimensions beyond this are a damaged file, not a model.
-const LARGEST: usize = 1 << 24;
-
-fn check_sizes(sizes: &[(&str, usize)]) -> std::result::Result<(), String> {
-    match sizes.iter().find(|(_, n)| *n == 0 || *n > LARGEST) {
-        Some((name, n)) => Err(format!("`{name}` = {n} is out of range")),
-        None => Ok(()),
-    }
-}
-
-/// HF `config.json` of a BERT-family encoder (absolute positions, post-norm).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BertConfig {
-    /// Rows of the embedding table.
-    pub vocab_size: usize,
-    /// Width E of the hidden states.
-    pub hidden_size: usize,
-    /// Layers.
-    pub num_hidden_layers: usize,
-    /// Attention heads.
-    pub num_attention_heads: usize,
-    /// Width of the feed-forward layer.
-    pub intermediate_size: usize,
-    /// Rows of the position table.
-    pub max_position_embeddings: usize,
-    /// Rows of the segment table.
-    #[serde(default = "two")]
-    pub type_vocab_size: usize,
-    /// Added to variances.
-    #[serde(default = "bert_eps")]
-    pub layer_norm_eps: f64,
-    /// Activation; only `gelu` (exact) is supported.
-    #[serde(default = "gelu")]
-    pub hidden_act: String,
-    /// Id of padding.
-    #[serde(default)]
-    pub pad_token_id: u32,
-    /// `bert`, `roberta` or `xlm-roberta`.
-    #[serde(default = "bert")]
-    pub model_type: String,
-    /// Only `absolute` is supported.
-    #[serde(default = "absolute")]
-    pub position_embedding_type: String,
-}
-
-fn two() -> usize {
-    2
-}
-fn bert_eps() -> f64 {
-    1e-12
-}
-fn gelu() -> String {
-    "gelu".to_owned()
-}
-fn bert() -> String {
-    "bert".to_owned()
-}
-fn absolute() -> String {
-    "absolute".to_owned()
-}
-
-impl BertConfig {
-    /// Reads and checks a `config.json`.
-    ///
-    /// # Errors
-    /// Unreadable or damaged files, models of another family, numbers out of range.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
-        config.check().map_err(|m| LmError::file(path, m))?;
-        Ok(config)
-    }
-
-    fn check(&self) -> std::result::Result<(), String> {
-        check_sizes(&[
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("intermediate_size", self.intermediate_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-            ("type_vocab_size", self.type_vocab_size),
-        ])?;
-        if !matches!(self.model_type.as_str(), "bert" | "roberta" | "xlm-roberta") {
-            return Err(format!("encoder family `{}` is not supported (bert, xlm-roberta)", self.model_type));
-        }
-        if self.hidden_act != "gelu" {
-            return Err(format!("activation `{}` is not supported (gelu)", self.hidden_act));
-        }
-        if self.position_embedding_type != "absolute" {
-            return Err(format!("positions `{}` are not supported (absolute)", self.position_embedding_type));
-        }
-        if self.hidden_size % self.num_attention_heads != 0 {
-            return Err(format!("{} heads do not divide {}", self.num_attention_heads, self.hidden_size));
-        }
-        if self.max_position_embeddings <= self.position_offset() {
-            return Err("no position is left after the padding's".to_owned());
-        }
-        Ok(())
-    }
-
-    /// Position of the first token: RoBERTa starts after the padding's row.
-    pub fn position_offset(&self) -> usize {
-        if self.model_type == "bert" { 0 } else { self.pad_token_id as usize + 1 }
-    }
-
-    /// Tokens that can be read at once, special tokens included.
-    pub fn window(&self) -> usize {
-        self.max_position_embeddings - self.position_offset()
-    }
-}
 
 /// Configuration of a Llama-family decoder (RoPE, RMSNorm, SwiGLU, grouped-query attention).
 #[derive(Debug, Clone, PartialEq)]
@@ -211,26 +49,7 @@ pub struct LlamaConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// One id, several, or none.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Ids {
-    One(u32),
-    Many(Vec<u32>),
-    #[default]
-    None,
-}
-
-impl Ids {
-    pub(crate) fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-            Self::None => Vec::new(),
-        }
-    }
-}
-
+/// `config.json` as it is written.
 #[derive(Deserialize)]
 struct RawLlama {
     #[serde(default = "llama")]
@@ -390,11 +209,11 @@ impl LlamaConfig {
             ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
         ])?;
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let (kv, q) = (self.num_key_value_heads, self.num_attention_heads);
             return Err(format!("{kv} key heads do not divide {q} query heads"));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(format!("heads of odd width {} cannot be rotated", self.head_dim));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
