@@ -5,10 +5,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a helper fails its test")]
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use e2llm::checkpoint::{self, Loaded, Settings, Sources};
 use e2llm::{E2llmConfig, Example};
 use e2llm_backend::ModelFiles;
+use e2llm_kernels::{AdamW, adamw_step};
 use e2llm_lm::Precision;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -41,6 +42,18 @@ struct Expected {
     reconstruction: f64,
     total: f64,
     greedy: Vec<Vec<u32>>,
+    step_losses: Vec<f64>,
+    step_grad_norms: Vec<f64>,
+    adamw: RawAdamW,
+}
+
+#[derive(Deserialize)]
+struct RawAdamW {
+    lr: f64,
+    betas: [f64; 2],
+    eps: f64,
+    weight_decay: f64,
+    max_grad_norm: f64,
 }
 
 struct Case {
@@ -187,7 +200,7 @@ fn golden_gradients() {
         for checkpointing in [false, true] {
             let mut loaded = case.load(true, false);
             loaded.model.set_checkpointing(checkpointing);
-            let ours = gradients(&case, &loaded);
+            let ours = gradients(&case, &loaded).1;
             let theirs: BTreeMap<&str, &Tensor> =
                 case.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix("grad.")?, t))).collect();
             let names: Vec<&str> = ours.keys().map(String::as_str).collect();
@@ -207,15 +220,52 @@ fn golden_gradients() {
     }
 }
 
-/// Gradients of `reasoning + lambda * reconstruction` by name.
-fn gradients(case: &Case, loaded: &Loaded) -> BTreeMap<String, Tensor> {
+#[test]
+fn golden_adamw_steps() {
+    for case in cases("golden_adamw_steps") {
+        let folder = case.folder.display();
+        let loaded = case.load(true, false);
+        let e = &case.expected;
+        let [beta1, beta2] = e.adamw.betas;
+        let settings =
+            AdamW { lr: e.adamw.lr, beta1, beta2, eps: e.adamw.eps, weight_decay: e.adamw.weight_decay };
+        let initial: BTreeMap<_, _> =
+            loaded.vars.iter().map(|(n, v)| (n, v.as_tensor().copy().unwrap())).collect();
+        let zeros = |v: &Var| v.as_tensor().zeros_like().unwrap();
+        let moments: BTreeMap<_, _> = loaded.vars.iter().map(|(n, v)| (n, [zeros(v), zeros(v)])).collect();
+        for (i, (&loss, &grad_norm)) in e.step_losses.iter().zip(&e.step_grad_norms).enumerate() {
+            let (ours, gradients) = gradients(&case, &loaded);
+            assert!(((ours - loss) / loss).abs() <= 1e-4, "{folder}: step {i}: loss {ours} and not {loss}");
+            let ours = gradients.values().map(|g| norm(g).powi(2)).sum::<f64>().sqrt();
+            let error = ((ours - grad_norm) / grad_norm).abs();
+            assert!(error <= 2e-3, "{folder}: step {i}: gradient norm {ours} and not {grad_norm}");
+            let clip = (e.adamw.max_grad_norm / (ours + 1e-6)).min(1.0); // as torch's clip_grad_norm_
+            for (name, var) in &loaded.vars {
+                let [m, v] = &moments[name];
+                adamw_step(var.as_tensor(), m, v, &gradients[name], &settings, i + 1, clip).unwrap();
+            }
+        }
+        for (name, var) in &loaded.vars {
+            let theirs = &case.tensors[&format!("stepped.{name}")];
+            let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+            let error = norm(&(wide(var.as_tensor()) - theirs).unwrap());
+            let bar = 1e-3 * norm(&(theirs - wide(&initial[name])).unwrap());
+            // Adam makes full steps out of the rounding of a gradient that is zero.
+            let is_zero = norm(&case.tensors[&format!("grad.{name}")]) < 1e-9;
+            assert!(is_zero || error <= bar, "{folder}: {name} is off by {error:e} > {bar:e}");
+        }
+    }
+}
+
+/// `reasoning + lambda * reconstruction` and its gradients by name.
+fn gradients(case: &Case, loaded: &Loaded) -> (f64, BTreeMap<String, Tensor>) {
     let reasoning = loaded.model.answer_loss(&case.reasoning).unwrap().mean().unwrap();
     let reconstruction = loaded.model.answer_loss(&case.reconstruction).unwrap().mean().unwrap();
     let total = (reasoning + (reconstruction * case.expected.lambda).unwrap()).unwrap();
     let store = total.backward().unwrap();
-    let gradient = |(name, var): (&String, &candle_core::Var)| {
+    let gradient = |(name, var): (&String, &Var)| {
         let gradient = store.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
         (name.clone(), gradient.clone())
     };
-    loaded.vars.iter().map(gradient).collect()
+    (scalar(&total), loaded.vars.iter().map(gradient).collect())
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What every output of an untrained model has to say.
-pub(crate) const UNTRAINED: &str = "the E2LLM adapter is UNTRAINED (random start values): answers ignore the context and scores mean nothing";
+pub(crate) const UNTRAINED: &str = "the E2LLM adapter is UNTRAINED (random start values): its soft tokens carry no meaning, and neither do the scores";
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
