@@ -135,7 +135,7 @@ fn line<'a>(
         context_tokens: optional(tokens.map(|t| t.context)),
         compressed_tokens: optional(tokens.map(|t| t.compressed)),
         soft_tokens: optional(tokens.map(|t| t.soft)),
-        sample_data: identity.sample_data,
+        sample_data: meta.sample_data,
         note: notes.join("; "),
     }
 }

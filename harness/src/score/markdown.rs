@@ -19,11 +19,7 @@ pub fn leaderboard_markdown(runs: &[LeaderboardRun<'_>]) -> Result<String> {
         let identity = &run.results.run;
         let mut row = vec![run.name.to_owned(), identity.backend.clone(), identity.model.clone()];
         row.extend(columns.iter().map(|c| {
-            let same = run
-                .results
-                .tasks
-                .iter()
-                .find(|task| Column { task, sample_data: identity.sample_data } == *c);
+            let same = run.results.tasks.iter().find(|task| Column(task) == *c);
             same.and_then(primary).map_or_else(|| "-".to_owned(), |(slice, metric)| cell(slice, metric))
         }));
         rows.push(row);
@@ -44,17 +40,14 @@ pub fn leaderboard_markdown(runs: &[LeaderboardRun<'_>]) -> Result<String> {
 }
 
 /// A task as some run evaluated it.
-struct Column<'a> {
-    task: &'a TaskResults,
-    sample_data: bool,
-}
+struct Column<'a>(&'a TaskResults);
 
 /// Methods differ in truncation by nature, so numbers of one column may differ in it; all else must agree.
 impl PartialEq for Column<'_> {
     fn eq(&self, other: &Self) -> bool {
-        let meta = |c: &Self| TaskMeta { truncation: String::new(), ..c.task.meta.clone() };
-        let metric = |c: &Self| primary(c.task).map(|(_, m)| m.metric.clone());
-        self.sample_data == other.sample_data && meta(self) == meta(other) && metric(self) == metric(other)
+        let meta = |c: &Self| TaskMeta { truncation: String::new(), ..c.0.meta.clone() };
+        let metric = |c: &Self| primary(c.0).map(|(_, m)| m.metric.clone());
+        meta(self) == meta(other) && metric(self) == metric(other)
     }
 }
 
@@ -63,7 +56,7 @@ fn columns<'a>(runs: &[LeaderboardRun<'a>]) -> Vec<Column<'a>> {
     let mut columns = Vec::new();
     for run in runs {
         for task in &run.results.tasks {
-            let column = Column { task, sample_data: run.results.run.sample_data };
+            let column = Column(task);
             if !columns.contains(&column) {
                 columns.push(column);
             }
@@ -74,13 +67,13 @@ fn columns<'a>(runs: &[LeaderboardRun<'a>]) -> Vec<Column<'a>> {
 
 /// The task and its metric; where the task has several columns, also all that may tell them apart.
 fn heading(column: &Column<'_>, all: &[Column<'_>]) -> String {
-    let meta = &column.task.meta;
-    let metric = primary(column.task).map(|(_, m)| m);
+    let meta = &column.0.meta;
+    let metric = primary(column.0).map(|(_, m)| m);
     let mut heading = format!("{}@{}", meta.task, meta.version);
-    if all.iter().filter(|c| c.task.meta.task == meta.task).count() > 1 {
+    if all.iter().filter(|c| c.0.meta.task == meta.task).count() > 1 {
         let hash: String = meta.prompt_hash.chars().take(8).collect();
         let family = metric.map_or("", |m| m.metric.as_str());
-        let sample = if column.sample_data { " sample records" } else { "" };
+        let sample = if meta.sample_data { " sample records" } else { "" };
         let _ = write!(heading, " {} {} {hash} {family}{sample}", meta.split, meta.prompt_style);
     }
     let unit = metric.map(|m| m.unit.as_str()).filter(|u| !u.is_empty());
@@ -110,8 +103,11 @@ fn notes(runs: &[LeaderboardRun<'_>]) -> Vec<String> {
     let mut notes = Vec::new();
     for run in runs {
         let (name, identity) = (escape(run.name), &run.results.run);
-        if identity.sample_data {
-            notes.push(format!("- {name}: made from the sample records; not a benchmark result"));
+        let samples: Vec<_> =
+            run.results.tasks.iter().filter(|t| t.meta.sample_data).map(|t| escape(&t.meta.task)).collect();
+        if !samples.is_empty() {
+            let names = samples.join(", ");
+            notes.push(format!("- {name}: made from the sample records, not a benchmark result: {names}"));
         }
         notes.extend(identity.warnings.iter().map(|w| format!("- {name}: {}", escape(w))));
         notes.extend(run.results.tasks.iter().filter_map(|t| {

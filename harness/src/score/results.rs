@@ -45,13 +45,11 @@ pub struct RunIdentity {
     pub seed: u64,
     /// Resamples of the intervals.
     pub resamples: usize,
-    /// Whether the records are the samples that ship with the tasks: such a result is no benchmark result.
-    pub sample_data: bool,
 }
 
 impl RunIdentity {
     /// The identity of a run of `backend`. The device is left out: it is the manifest's, and moves no score.
-    pub fn new(backend: &BackendInfo, seed: u64, resamples: usize, sample_data: bool) -> Self {
+    pub fn new(backend: &BackendInfo, seed: u64, resamples: usize) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             backend: backend.name.clone(),
@@ -65,7 +63,6 @@ impl RunIdentity {
             warnings: backend.warnings.clone(),
             seed,
             resamples,
-            sample_data,
         }
     }
 }
@@ -87,6 +84,8 @@ pub struct TaskMeta {
     pub truncation: String,
     /// The value to rank by, e.g. `rouge_gmean`.
     pub primary_metric: String,
+    /// Whether the records are the sample that ships with the task: such a result is no benchmark result.
+    pub sample_data: bool,
 }
 
 /// All of one task.
@@ -196,12 +195,13 @@ impl Results {
         let mut id = Fingerprint::new("run", &self.run.version);
         let run = &self.run;
         id.text("backend", &run.backend).text("model", &run.model).text("fingerprint", &run.fingerprint);
-        id.text("seed", &run.seed.to_string()).text("sample_data", &run.sample_data.to_string());
+        id.text("seed", &run.seed.to_string());
         for task in &self.tasks {
             let m = &task.meta;
             for part in [&m.task, &m.version, &m.split, &m.prompt_style, &m.prompt_hash, &m.truncation] {
                 id.text("task", part);
             }
+            id.text("sample_data", &m.sample_data.to_string());
             id.text("n", &task.slices.first().map_or(0, |s| s.n).to_string());
         }
         let mut id = id.finish();

@@ -86,6 +86,7 @@ pub(super) fn meta(primary: &str) -> TaskMeta {
         prompt_hash: "0123456789abcdef".into(),
         truncation: "none".into(),
         primary_metric: primary.into(),
+        sample_data: true,
     }
 }
 
@@ -104,7 +105,6 @@ pub(super) fn identity() -> RunIdentity {
         warnings: vec!["adapter untrained".into()],
         seed: 7,
         resamples: DEFAULT_RESAMPLES,
-        sample_data: true,
         ..RunIdentity::default()
     }
 }

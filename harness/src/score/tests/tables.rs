@@ -102,7 +102,7 @@ fn markdown_puts_runs_side_by_side() {
         answered(3, "d4", &[("a", 0.5)]),
     ];
     let mut three = Results::new(identity(), vec![score(&broken, &["a"]).unwrap()]);
-    three.run.sample_data = false;
+    three.tasks[0].meta.sample_data = false;
     let (low, high) = {
         let a = &three.tasks[0].slices[0].metrics[0];
         (decimals(a.ci_low.unwrap(), 2), decimals(a.ci_high.unwrap(), 2))
@@ -117,9 +117,9 @@ fn markdown_puts_runs_side_by_side() {
 | two | tr\\|uncate | e2llm-135m | 100.00 [100.00, 100.00] | 100.00 [100.00, 100.00] | - |
 | three | e2llm | e2llm-135m | - | - | 37.50 [{low}, {high}] ERR(1 of 4) |
 
-- one: made from the sample records; not a benchmark result
+- one: made from the sample records, not a benchmark result: quality
 - one: adapter untrained
-- two: made from the sample records; not a benchmark result
+- two: made from the sample records, not a benchmark result: quality, niah
 - three: adapter untrained
 - three: quality: first error, of sample s0: no luck
 "

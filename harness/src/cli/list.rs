@@ -1,0 +1,84 @@
+//! `list`.
+
+use super::args::{ListArgs, ListKind};
+use super::output;
+use crate::failure::{Exit, Result};
+use crate::models::Catalogue;
+use crate::plugins::{Candidate, Index, SearchPath, provides};
+use crate::run::registry;
+use e2llm_plugin::Kind;
+use serde_json::{Value, json};
+
+/// Lists what there is. Runs no plugin's code.
+///
+/// # Errors
+/// A plugin folder that does not exist.
+pub(super) fn list(args: &ListArgs) -> Result<Exit> {
+    let rows = match args.what {
+        ListKind::Tasks => plugins(args, Kind::Task)?,
+        ListKind::Metrics => metrics(args)?,
+        ListKind::Backends => registry()
+            .iter()
+            .map(|b| json!({"name": b.name, "description": b.description, "source": b.source}))
+            .collect(),
+        ListKind::Models => Catalogue::load(args.models.models_file.as_deref())?
+            .iter()
+            .map(|(name, m)| json!({"name": name, "kind": m.kind.to_string(), "description": m.description}))
+            .collect(),
+        ListKind::Plugins => {
+            super::plugin::list(&args.plugins.plugin_dir, args.json)?;
+            return Ok(Exit::Done);
+        }
+    };
+    print_rows(&rows, args.json)?;
+    Ok(Exit::Done)
+}
+
+/// Prints objects of texts as lines of JSON or as a table.
+pub(super) fn print_rows(rows: &[Value], json: bool) -> Result<()> {
+    if json {
+        return rows.iter().try_for_each(output::print_json);
+    }
+    let cells = |row: &Value| {
+        let object = row.as_object().into_iter().flatten();
+        object.map(|(_, v)| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect()
+    };
+    output::print(&output::table(&rows.iter().map(cells).collect::<Vec<_>>()))
+}
+
+fn index(args: &ListArgs) -> Result<Index> {
+    let index = Index::scan(&SearchPath::usual(&args.plugins.plugin_dir))?;
+    for r in &index.rejected {
+        output::note(&format!("not usable: {} {}", r.path.display(), r.why));
+    }
+    Ok(index)
+}
+
+fn plugins(args: &ListArgs, kind: Kind) -> Result<Vec<Value>> {
+    let index = index(args)?;
+    note_if_empty(&index, kind);
+    let row = |c: &Candidate| json!({"id": c.identity.id, "version": c.identity.version, "description": c.identity.description});
+    Ok(index.of_kind(kind).map(row).collect())
+}
+
+fn metrics(args: &ListArgs) -> Result<Vec<Value>> {
+    let index = index(args)?;
+    note_if_empty(&index, Kind::Metric);
+    let mut rows = Vec::new();
+    for c in index.of_kind(Kind::Metric) {
+        rows.extend(
+            provides(c)
+                .map(|id| json!({"id": id, "plugin": format!("{}@{}", c.identity.id, c.identity.version)})),
+        );
+    }
+    Ok(rows)
+}
+
+fn note_if_empty(index: &Index, kind: Kind) {
+    if index.of_kind(kind).next().is_none() {
+        output::note(&format!(
+            "no {} plugins found; build them with `cargo build --release --workspace`, or name their folder with --plugin-dir",
+            kind.name()
+        ));
+    }
+}

@@ -1,0 +1,69 @@
+//! The command line: flags, and one module per command.
+
+mod args;
+mod data;
+mod describe;
+mod dry_run;
+mod leaderboard;
+mod list;
+mod metric;
+mod model;
+mod output;
+mod plugin;
+mod run;
+mod score;
+
+pub use args::{Cli, Command, RunArgs};
+
+use crate::failure::{Exit, Result};
+use clap::Parser;
+use std::io::IsTerminal;
+
+/// Runs the program with the process's arguments and gives its exit code.
+pub fn main() -> Exit {
+    let cli = Cli::parse_from(with_run(std::env::args_os().collect()));
+    start_logging();
+    match dispatch(cli.command) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            let exit = failure.exit();
+            // where no person reads, a path is not to be broken over lines
+            let wrap = std::io::stderr().is_terminal();
+            let form = move || miette::MietteHandlerOpts::new().wrap_lines(wrap).build();
+            let _ = miette::set_hook(Box::new(move |_| Box::new(form())));
+            output::note(&format!("{:?}", miette::Report::new(*failure)));
+            exit
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<Exit> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::List(args) => list::list(&args),
+        Command::Describe(args) => describe::describe(&args),
+        Command::Score(args) => score::score(&args),
+        Command::Leaderboard(args) => leaderboard::leaderboard(&args),
+        Command::Metric(args) => metric::metric(&args),
+        Command::Model(args) => model::model(&args),
+        Command::Data(args) => data::data(&args),
+        Command::Plugin(args) => plugin::plugin(&args),
+        Command::Completions(args) => Ok(args.print()),
+    }
+}
+
+/// `e2llm-bench --tasks ...` is short for `e2llm-bench run --tasks ...`.
+fn with_run(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let first = args.get(1).and_then(|a| a.to_str()).unwrap_or_default();
+    if first.starts_with("--") && !matches!(first, "--help" | "--version" | "--") {
+        args.insert(1, "run".into());
+    }
+    args
+}
+
+/// Log messages go to stderr; `E2LLM_LOG` sets what is shown (default: warnings).
+fn start_logging() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("E2LLM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

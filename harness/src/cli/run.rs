@@ -1,0 +1,248 @@
+//! `run`.
+
+use super::args::RunArgs;
+use super::output;
+use crate::config::RunSettings;
+use crate::failure::{Exit, Failure, Result};
+use crate::plugins::{Index, SearchPath, set_cancel_flag, set_token_counter};
+use crate::run::{DEFAULT_MODEL, Finished, TaskPlan, build, check, execute, open_tasks, write_results};
+use crate::score::Results;
+use crate::store::{FORMAT, Manifest, PluginUsed, RunFolder};
+use e2llm_backend::{Backend, CancelFlag, Generation};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Evaluates a backend on tasks.
+///
+/// # Errors
+/// Anything that stops the run; what was finished is kept.
+pub(super) fn run(args: &RunArgs) -> Result<Exit> {
+    let settings = RunSettings::new(args)?;
+    let needs_model = check(&settings)?;
+    let index = Index::scan(&SearchPath::usual(&settings.plugin_dirs))?;
+    let tasks = open_tasks(&settings, &index)?;
+    let model = settings.model.as_deref().or(needs_model.then_some(DEFAULT_MODEL));
+    let say = |text: &str| {
+        if !args.quiet {
+            output::note(text)
+        }
+    };
+    let sample = tasks.iter().any(|t| crate::data::is_sample(&t.source));
+    let about = if sample { "; sample data: the figures are no benchmark results" } else { "" };
+    let names: Vec<_> = tasks.iter().map(|t| t.info.id.as_str()).collect();
+    say(&format!("evaluating `{}` on {}{about}", settings.backend, names.join(", ")));
+    if settings.dry_run {
+        return super::dry_run::dry_run(&settings, tasks, args.json);
+    }
+    let cancel = cancel_on_ctrl_c()?;
+    set_cancel_flag(&cancel);
+    // the folder first: hours are not to be lost for one that cannot be written
+    let folder = RunFolder::create(&out_folder(&settings, model), settings.resume)?;
+    let mut backend = build(&settings, args.quiet, &cancel)?;
+    for warning in &backend.info().warnings {
+        say(&format!("note: {warning}"));
+    }
+    set_token_counter(backend.token_counter());
+    let fingerprint = backend.info().fingerprint.clone();
+    let plans = tasks
+        .into_iter()
+        .map(|task| TaskPlan::new(task, &settings, &fingerprint))
+        .collect::<Result<Vec<_>>>()?;
+    check_plans(&settings, &plans)?;
+    let manifest = manifest(&settings, &plans, backend.as_ref())?;
+    if let Some(old) = folder.manifest()? {
+        let differences = old.differences(&manifest);
+        if !differences.is_empty() {
+            return Err(Failure::usage(format!("{} was made with other settings", folder.path().display()))
+                .help(format!(
+                    "{}\nrun with the same settings, or name another folder with --out",
+                    differences.join("\n")
+                )));
+        }
+    }
+    folder.write("manifest.toml", &manifest.to_text()?)?;
+    let finished = run_plans(&settings, &plans, backend.as_mut(), &folder, args.quiet, &cancel);
+    let finished = finished.map_err(|f| resumable(f, &folder))?;
+    let results = write_results(
+        &folder,
+        &manifest,
+        |entry| {
+            let plan = plans.iter().find(|p| p.entry.id == entry.id);
+            plan.map(|p| p.task.metrics.clone()).ok_or_else(|| Failure::failed("a task without a plan"))
+        },
+        false,
+    )?;
+    show(&results, &folder, args.json, args.quiet)?;
+    Ok(if finished.errors > 0 { Exit::SampleErrors } else { Exit::Done })
+}
+
+fn run_plans(
+    settings: &RunSettings,
+    plans: &[TaskPlan],
+    backend: &mut dyn Backend,
+    folder: &RunFolder,
+    quiet: bool,
+    cancel: &CancelFlag,
+) -> Result<Finished> {
+    let mut all = Finished::default();
+    let planned = settings.batch_size.on(settings.device);
+    let mut batch = planned;
+    for plan in plans {
+        let one = execute(settings, plan, backend, folder, planned, &mut batch, quiet, cancel)?;
+        all.samples += one.samples;
+        all.errors += one.errors;
+    }
+    Ok(all)
+}
+
+/// Says how to go on.
+fn resumable(failure: Box<Failure>, folder: &RunFolder) -> Box<Failure> {
+    if failure.exit() == Exit::Interrupted {
+        let help = format!(
+            "finished samples are kept: run the same command with --resume --out {}",
+            folder.path().display()
+        );
+        return failure.help(help);
+    }
+    failure
+}
+
+/// Prints the table or the JSON of a run's results.
+pub(super) fn show(results: &Results, folder: &RunFolder, json: bool, quiet: bool) -> Result<()> {
+    if json {
+        return output::print_json(results);
+    }
+    if quiet {
+        return Ok(());
+    }
+    let number = |v: Option<f64>| v.map_or_else(String::new, |v| format!("{v:.2}"));
+    let mut rows =
+        vec![["task", "metric", "value", "95 % interval", "n", "errors"].map(str::to_owned).to_vec()];
+    for task in &results.tasks {
+        let Some(all) = task.slices.first() else { continue };
+        for m in &all.metrics {
+            let interval = match (m.ci_low, m.ci_high) {
+                (Some(low), Some(high)) => format!("{low:.2} to {high:.2}"),
+                _ => String::new(),
+            };
+            let mark = if m.id == task.meta.primary_metric { "*" } else { "" };
+            rows.push(vec![
+                task.meta.task.clone(),
+                format!("{}{mark}", m.id),
+                number(Some(m.value)),
+                interval,
+                m.n.to_string(),
+                all.n_error.to_string(),
+            ]);
+        }
+    }
+    output::print(&output::table(&rows))?;
+    for task in &results.tasks {
+        if let Some(e) = &task.first_error {
+            output::note(&format!("{}: first error, sample {}: {}", task.meta.task, e.sample, e.message));
+        }
+    }
+    output::note(&format!(
+        "* the task's primary metric; written to {}",
+        folder.path().join("leaderboard.csv").display()
+    ));
+    Ok(())
+}
+
+/// The folder asked for, or the first free `runs/<backend>-<model>[-N]`; when resuming, the last one there is.
+fn out_folder(settings: &RunSettings, model: Option<&str>) -> PathBuf {
+    if let Some(out) = &settings.out {
+        return out.clone();
+    }
+    let name = match model {
+        Some(model) => format!("{}-{}", settings.backend, model_name(model)),
+        None => settings.backend.clone(),
+    };
+    let numbered =
+        |n: usize| PathBuf::from("runs").join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
+    let free = (1..).map(numbered).find(|p| !p.exists()).unwrap_or_else(|| numbered(1));
+    let last = (1..).map(numbered).take_while(|p| p.exists()).last();
+    match last {
+        Some(last) if settings.resume => last,
+        _ => free,
+    }
+}
+
+/// A catalogue name as it is, a path by its last part without `.gguf`.
+fn model_name(model: &str) -> String {
+    let last = Path::new(model).file_name().map_or_else(|| model.into(), |n| n.to_string_lossy());
+    last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
+}
+
+/// Nothing planned, or sample ids that no task has, are errors before the run and not after it.
+fn check_plans(settings: &RunSettings, plans: &[TaskPlan]) -> Result<()> {
+    if let Some(samples) = &settings.samples {
+        let planned: u64 = plans.iter().map(|p| p.entry.samples).sum();
+        let enough = settings.limit.is_some() || planned >= samples.len() as u64;
+        if planned == 0 || !enough {
+            return Err(Failure::usage(format!(
+                "of the samples {} only {planned} exist",
+                samples.join(", ")
+            ))
+            .help("`e2llm-bench run --dry-run` shows the ids of each task"));
+        }
+        return Ok(());
+    }
+    match plans.iter().find(|p| p.samples.is_empty()) {
+        Some(p) => Err(Failure::failed(format!("task `{}` has no samples", p.entry.id))),
+        None => Ok(()),
+    }
+}
+
+fn manifest(settings: &RunSettings, plans: &[TaskPlan], backend: &dyn Backend) -> Result<Manifest> {
+    let mut plugins = BTreeMap::new();
+    for plan in plans {
+        let used =
+            PluginUsed { version: plan.task.plugin_version.clone(), sha256: plan.task.plugin_sha256.clone() };
+        plugins.insert(format!("task/{}", plan.entry.id), used);
+        plugins.extend(plan.task.metrics.used()?);
+    }
+    let text = |v: &serde_json::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let task_options = settings
+        .task_options
+        .iter()
+        .map(|(task, options)| (task.clone(), options.iter().map(|(k, v)| (k.clone(), text(v))).collect()))
+        .collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Manifest {
+        format: FORMAT,
+        program: env!("CARGO_PKG_VERSION").into(),
+        seed: settings.seed,
+        bootstrap: settings.bootstrap,
+        limit: settings.limit,
+        selected: settings.samples.clone().unwrap_or_default(),
+        batch_size: settings.batch_size.on(settings.device),
+        generation: Generation {
+            max_new_tokens: settings.max_new_tokens.unwrap_or(0),
+            temperature: settings.temperature,
+            top_p: settings.top_p,
+            seed: settings.seed,
+        },
+        backend: backend.info().clone(),
+        backend_options: settings.backend_options.clone(),
+        task_options,
+        plugins,
+        hardware: format!("{} {}, {threads} threads", std::env::consts::OS, std::env::consts::ARCH),
+        tasks: plans.iter().map(|p| p.entry.clone()).collect(),
+    })
+}
+
+/// A flag that the first Ctrl-C sets; the second ends the program at once.
+pub(super) fn cancel_on_ctrl_c() -> Result<CancelFlag> {
+    let cancel = CancelFlag::default();
+    let flag = cancel.clone();
+    ctrlc::set_handler(move || {
+        if flag.is_cancelled() {
+            std::process::exit(Exit::Interrupted as i32);
+        }
+        flag.cancel();
+        output::note("interrupted: stopping; once more to end at once");
+    })
+    .map_err(|e| Failure::failed(format!("cannot handle Ctrl-C: {e}")))?;
+    Ok(cancel)
+}

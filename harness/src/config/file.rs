@@ -1,0 +1,227 @@
+//! The TOML file of a run (`--config`).
+
+use crate::failure::{Failure, Result, did_you_mean};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A text, or a table of texts by task with an optional `default`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum PerTask {
+    /// One for all tasks.
+    One(String),
+    /// By task.
+    ByTask(BTreeMap<String, String>),
+}
+
+/// A list, or a text with commas.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum List {
+    /// `"a,b"`.
+    Text(String),
+    /// `["a", "b"]`.
+    Items(Vec<String>),
+}
+
+impl List {
+    /// Its items.
+    pub fn items(&self) -> Vec<String> {
+        match self {
+            Self::Items(items) => items.clone(),
+            Self::Text(text) => {
+                text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
+            }
+        }
+    }
+}
+
+/// A number, or `"auto"`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum NumberOrText {
+    /// A number.
+    Number(u64),
+    /// A word.
+    Text(String),
+}
+
+/// `[backend]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct BackendTable {
+    /// Registry name.
+    pub name: Option<String>,
+    /// Catalogue name or path.
+    pub model: Option<String>,
+    /// `cpu` or `cuda:N`.
+    pub device: Option<String>,
+    /// `f32`, `bf16` or `q`.
+    pub dtype: Option<String>,
+    /// The backend's own options.
+    pub options: BTreeMap<String, toml::Value>,
+}
+
+/// `[generation]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct GenerationTable {
+    /// Longest answer, instead of the task's own.
+    pub max_new_tokens: Option<usize>,
+    /// 0 is greedy.
+    pub temperature: Option<f64>,
+    /// Nucleus.
+    pub top_p: Option<f64>,
+}
+
+/// The whole file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct RunFile {
+    /// Tasks, or `all`.
+    pub tasks: Option<List>,
+    /// Metric ids, instead of each task's own.
+    pub metrics: Option<List>,
+    /// Folder of the run.
+    pub out: Option<PathBuf>,
+    /// Data folder(s), or `sample`.
+    pub data: Option<PerTask>,
+    /// Split(s).
+    pub split: Option<PerTask>,
+    /// At most so many samples a task.
+    pub limit: Option<u64>,
+    /// Only these samples.
+    pub samples: Option<List>,
+    /// Root of all seeds.
+    pub seed: Option<u64>,
+    /// Requests handed to the backend at once, or `auto`.
+    pub batch_size: Option<NumberOrText>,
+    /// Resamples of the bootstrap.
+    pub bootstrap: Option<usize>,
+    /// Keep rendered prompts.
+    pub store_prompts: Option<bool>,
+    /// Refuse the network.
+    pub offline: Option<bool>,
+    /// Folders with plugins.
+    pub plugin_dir: Option<Vec<PathBuf>>,
+    /// A model catalogue of the user's.
+    pub models_file: Option<PathBuf>,
+    /// The method.
+    pub backend: BackendTable,
+    /// How answers are generated.
+    pub generation: GenerationTable,
+    /// Options by task.
+    pub task: BTreeMap<String, BTreeMap<String, toml::Value>>,
+}
+
+const KEYS: &[&str] = &[
+    "tasks",
+    "metrics",
+    "out",
+    "data",
+    "split",
+    "limit",
+    "samples",
+    "seed",
+    "batch_size",
+    "bootstrap",
+    "store_prompts",
+    "offline",
+    "plugin_dir",
+    "models_file",
+    "backend",
+    "generation",
+    "task",
+    "name",
+    "model",
+    "device",
+    "dtype",
+    "options",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+];
+
+impl RunFile {
+    /// Reads a file. Unknown keys are errors.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no TOML, or has a key or value that means nothing; with its line.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Failure::usage(format!("cannot read configuration {}: {e}", path.display())))?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Self> {
+        let bad = |e: &toml::de::Error| {
+            let failure = Failure::usage(format!("configuration {name}: {}", e.message()));
+            match e.span() {
+                Some(span) => failure.at(name, text, span),
+                None => failure,
+            }
+        };
+        let deserializer = toml::Deserializer::parse(text).map_err(|e| bad(&e))?;
+        let mut unknown = Vec::new();
+        let file: Self = serde_ignored::deserialize(deserializer, |path| unknown.push(path.to_string()))
+            .map_err(|e| bad(&e))?;
+        let Some(key) = unknown.first() else { return Ok(file) };
+        let last = key.rsplit('.').next().unwrap_or(key);
+        let failure = Failure::usage(format!("configuration {name}: unknown key `{key}`"))
+            .help(did_you_mean(last, KEYS.iter().copied()));
+        Err(match line_of(text, last) {
+            Some(span) => failure.at(name, text, span),
+            None => failure,
+        })
+    }
+}
+
+/// Where a key is set, to point at it.
+fn line_of(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let trimmed = line.trim_start();
+        let at = start + line.len() - trimmed.len();
+        let bare = trimmed.trim_start_matches('[').trim_start_matches('"');
+        if bare.starts_with(key) && !bare[key.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_')
+        {
+            let from = at + trimmed.len() - bare.len();
+            return Some(from..from + key.len());
+        }
+        start += line.len();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_files_are_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/runs");
+        let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(!files.is_empty());
+        for file in files {
+            RunFile::read(&file).unwrap();
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_named_with_their_place() {
+        let text = "tasks = \"all\"\n[backend]\nname = \"e2llm\"\nmodle = \"x\"\n";
+        let error = RunFile::parse("run.toml", text).unwrap_err();
+        assert_eq!(error.to_string(), "configuration run.toml: unknown key `backend.modle`");
+        let shown = format!("{:?}", miette::Report::new(*error));
+        assert!(shown.contains("did you mean `model`?"), "{shown}");
+        assert!(shown.contains("run.toml:4:1"), "{shown}");
+    }
+
+    #[test]
+    fn wrong_types_are_named_with_their_place() {
+        let error = RunFile::parse("run.toml", "seed = \"x\"\n").unwrap_err();
+        let shown = format!("{:?}", miette::Report::new(*error));
+        assert!(shown.contains("run.toml:1:8"), "{shown}");
+    }
+}

@@ -1,0 +1,7 @@
+//! What a run is: settings from flags, environment and a TOML file, in that order of precedence.
+
+mod file;
+mod settings;
+
+pub use file::RunFile;
+pub use settings::{BatchSize, DataChoice, RunSettings};

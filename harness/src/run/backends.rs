@@ -1,0 +1,103 @@
+//! From a backend's name to a backend.
+
+use crate::config::RunSettings;
+use crate::failure::{Failure, Result, did_you_mean};
+use crate::models::{Catalogue, FetchSettings, Fetcher, ModelError};
+use e2llm_backend::{Backend, BackendSpec, BuildContext, CancelFlag, ModelFiles, Options, Registry};
+use std::path::Path;
+
+/// The model where none is named.
+pub const DEFAULT_MODEL: &str = "e2llm-135m";
+
+/// All backends of this program.
+pub fn registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.register(e2llm::backend::spec());
+    e2llm_baselines::register(&mut registry);
+    registry
+}
+
+/// A backend's entry.
+///
+/// # Errors
+/// An unknown name, with the nearest one.
+pub fn find<'a>(registry: &'a Registry, name: &str) -> Result<&'a BackendSpec> {
+    registry.get(name).ok_or_else(|| {
+        let near = did_you_mean(name, registry.iter().map(|b| b.name));
+        let all: Vec<_> = registry.iter().map(|b| b.name).collect();
+        let help = if near.is_empty() { format!("there are: {}", all.join(", ")) } else { near };
+        Failure::usage(format!("unknown backend `{name}`")).help(help)
+    })
+}
+
+/// The catalogue and where its files are kept.
+///
+/// # Errors
+/// A catalogue file with mistakes; no cache folder.
+pub fn fetcher(
+    models_file: Option<&Path>,
+    offline: bool,
+    quiet: bool,
+    cancel: &CancelFlag,
+) -> Result<Fetcher> {
+    let catalogue = Catalogue::load(models_file)?;
+    let settings = FetchSettings { offline, quiet, cancel: cancel.clone(), ..FetchSettings::from_env()? };
+    Ok(Fetcher::new(catalogue, settings))
+}
+
+/// Checks a backend's name and options, without any weights, and says whether it needs a model.
+///
+/// # Errors
+/// An unknown backend or option.
+pub fn check(settings: &RunSettings) -> Result<bool> {
+    let registry = registry();
+    let spec = find(&registry, &settings.backend)?;
+    options(spec, settings)?;
+    Ok(spec.needs_model)
+}
+
+/// The backend's options with its defaults; of an unknown one the nearest is named.
+fn options(spec: &BackendSpec, settings: &RunSettings) -> Result<Options> {
+    let known = || spec.options.iter().map(|o| o.name);
+    let unknown = settings.backend_options.keys().find(|key| !known().any(|name| name == *key));
+    let help = unknown.map_or_else(String::new, |key| did_you_mean(key, known()));
+    Options::checked(spec.options, &settings.backend_options).map_err(|e| Box::<Failure>::from(e).help(help))
+}
+
+/// Fetches the model's files and builds the backend.
+///
+/// # Errors
+/// An unknown backend, option or model; files that cannot be had; a model that cannot be loaded.
+pub fn build(settings: &RunSettings, quiet: bool, cancel: &CancelFlag) -> Result<Box<dyn Backend>> {
+    let registry = registry();
+    let spec = find(&registry, &settings.backend)?;
+    let options = options(spec, settings)?;
+    let model = if spec.needs_model {
+        let name = settings.model.as_deref().unwrap_or(DEFAULT_MODEL);
+        fetcher(settings.models_file.as_deref(), settings.offline, quiet, cancel)?.resolve(name)?
+    } else {
+        ModelFiles { name: settings.model.clone().unwrap_or_default(), ..ModelFiles::default() }
+    };
+    let context = BuildContext {
+        model,
+        options,
+        device: settings.device,
+        dtype: settings.dtype.clone(),
+        seed: settings.seed,
+        cancel: cancel.clone(),
+    };
+    (spec.build)(&context).map_err(|e| Box::<Failure>::from(e).within(format!("backend `{}`", spec.name)))
+}
+
+impl From<ModelError> for Box<Failure> {
+    fn from(e: ModelError) -> Self {
+        let help = e.help().unwrap_or_default();
+        let message = e.to_string();
+        let failure = match e {
+            ModelError::Unknown { .. } | ModelError::Catalogue { .. } => Failure::usage(message),
+            ModelError::Interrupted { .. } => Failure::interrupted(message),
+            _ => Failure::failed(message),
+        };
+        failure.help(help)
+    }
+}

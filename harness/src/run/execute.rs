@@ -1,0 +1,259 @@
+//! Answering, scoring and storing the samples of a plan.
+
+use super::plan::{self, TaskPlan};
+use super::progress::Reporter;
+use crate::config::RunSettings;
+use crate::failure::{Failure, Result};
+use crate::store::{Outcome, RunFolder, SampleRecord, SampleWriter};
+use e2llm_backend::{Backend, BackendError, CancelFlag, ErrorKind, FinishReason, Request, Response};
+use e2llm_plugin::{Example, OutputKind, Prediction, Prompt};
+use std::collections::BTreeMap;
+
+/// A dialogue of more turns than this is a plugin that never ends.
+const MOST_TURNS: usize = 16;
+/// Larger values of an example's meta are not kept in the store.
+const LARGEST_META: usize = 8 << 10;
+
+/// How a task's samples went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Finished {
+    /// Samples of the plan.
+    pub samples: u64,
+    /// Those that ended in errors.
+    pub errors: u64,
+}
+
+type Answer = std::result::Result<Response, BackendError>;
+
+struct Run<'a> {
+    settings: &'a RunSettings,
+    plan: &'a TaskPlan,
+    backend: &'a mut dyn Backend,
+    cancel: &'a CancelFlag,
+    writer: SampleWriter,
+    reporter: Reporter,
+    finished: Finished,
+}
+
+/// Runs what is not in the folder yet. The plan's batches have `planned` samples; `batch` is how many of them the
+/// backend gets at once, which shrinks for good when memory runs out.
+///
+/// # Errors
+/// An interrupt, a store that cannot be written, data that has changed. A sample's error is a result, not an error.
+#[expect(clippy::too_many_arguments, reason = "each is another owner's")]
+pub fn execute(
+    settings: &RunSettings,
+    plan: &TaskPlan,
+    backend: &mut dyn Backend,
+    folder: &RunFolder,
+    planned: usize,
+    batch: &mut usize,
+    quiet: bool,
+    cancel: &CancelFlag,
+) -> Result<Finished> {
+    let (writer, stored) = folder.append(&plan.entry.id)?;
+    let failed: BTreeMap<&str, bool> = stored.iter().map(|s| (s.key.as_str(), s.failed())).collect();
+    let primary = &plan.entry.primary_metric;
+    let parts = plan.task.metrics.parts(primary);
+    let reporter = Reporter::new(&plan.entry.id, plan.entry.samples, primary, parts, quiet);
+    let mut run = Run { settings, plan, backend, cancel, writer, reporter, finished: Finished::default() };
+    let mut examples = plan.examples()?;
+    for (start, keys) in plan.samples.chunks(planned).enumerate() {
+        let mut part = Vec::with_capacity(keys.len());
+        for _ in keys {
+            let gone =
+                || Failure::failed(format!("task `{}`: its data has changed during the run", plan.entry.id));
+            part.push(examples.next().ok_or_else(gone)??);
+        }
+        // a batch that was not finished is redone whole: batching then changes no result
+        if keys.iter().all(|k| failed.contains_key(k.key.as_str())) {
+            run.finished.errors += keys.iter().filter(|k| failed[k.key.as_str()]).count() as u64;
+            run.finished.samples += keys.len() as u64;
+            run.reporter.resumed(keys.len() as u64);
+            continue;
+        }
+        run.batch(start * planned, part, batch)?;
+    }
+    run.reporter.finish();
+    run.writer.sync()?;
+    Ok(run.finished)
+}
+
+impl Run<'_> {
+    fn batch(&mut self, first: usize, examples: Vec<Example>, batch: &mut usize) -> Result<()> {
+        let prompts: Vec<Prompt> =
+            examples.iter().map(|e| self.plan.task.client.prompt(e)).collect::<e2llm_plugin::Result<_>>()?;
+        let stored_prompts: Vec<Option<String>> =
+            prompts.iter().map(|p| self.settings.store_prompts.then(|| rendered(p))).collect();
+        let answers = self.answer(&examples, prompts, batch)?;
+        for (i, ((example, answer), prompt)) in
+            examples.into_iter().zip(answers).zip(stored_prompts).enumerate()
+        {
+            let record = self.record(first + i, example, answer, prompt);
+            if record.failed() {
+                self.finished.errors += 1;
+                if self.finished.errors == 1 {
+                    self.reporter.warn(&format!("sample {} failed: {}", record.id, first_error(&record)));
+                }
+            }
+            self.finished.samples += 1;
+            self.writer.append(&record)?;
+            self.reporter.sample(&record.scores);
+        }
+        Ok(())
+    }
+
+    /// All turns of a batch of samples.
+    fn answer(
+        &mut self,
+        examples: &[Example],
+        prompts: Vec<Prompt>,
+        batch: &mut usize,
+    ) -> Result<Vec<Answer>> {
+        let mut answers: Vec<Option<Answer>> = examples.iter().map(|_| None).collect();
+        let mut open: Vec<(usize, Prompt)> = prompts.into_iter().enumerate().collect();
+        for _ in 0..MOST_TURNS {
+            if open.is_empty() {
+                break;
+            }
+            let responses = self.turn(examples, &open, batch)?;
+            let mut next = Vec::new();
+            for ((i, _), response) in open.into_iter().zip(responses) {
+                let mut response = match response {
+                    Ok(response) => response,
+                    Err(e) => {
+                        answers[i] = Some(Err(e));
+                        continue;
+                    }
+                };
+                if let Some(Ok(before)) = &answers[i] {
+                    response.usage.add(&before.usage);
+                }
+                answers[i] = Some(match self.plan.task.client.next_turn(&examples[i], &response.text) {
+                    Ok(prompt) => {
+                        next.extend(prompt.map(|p| (i, p)));
+                        Ok(response)
+                    }
+                    Err(e) => Err(BackendError::new(ErrorKind::Failed, e.message)),
+                });
+            }
+            open = next;
+        }
+        if !open.is_empty() {
+            return Err(Failure::failed(format!(
+                "task `{}`: sample {} has more than {MOST_TURNS} turns",
+                self.plan.entry.id, examples[open[0].0].id
+            )));
+        }
+        let missing = || BackendError::new(ErrorKind::Failed, "the sample was not answered");
+        Ok(answers.into_iter().map(|a| a.unwrap_or_else(|| Err(missing()))).collect())
+    }
+
+    /// One turn of a batch, in parts where memory does not suffice.
+    fn turn(
+        &mut self,
+        examples: &[Example],
+        open: &[(usize, Prompt)],
+        batch: &mut usize,
+    ) -> Result<Vec<Answer>> {
+        let mut responses = Vec::with_capacity(open.len());
+        while responses.len() < open.len() {
+            let at = responses.len();
+            let part = &open[at..open.len().min(at + *batch)];
+            let mut answered = self.ask(examples, part);
+            let exhausted = |r: &std::result::Result<Response, BackendError>| matches!(r, Err(e) if e.kind == ErrorKind::OutOfMemory);
+            if part.len() > 1 && answered.iter().any(exhausted) {
+                *batch = (part.len() / 2).max(1);
+                self.reporter.warn(&format!("out of memory: going on with {batch} requests at once"));
+                continue;
+            }
+            if answered.iter().any(|r| matches!(r, Err(e) if e.kind == ErrorKind::Cancelled))
+                || self.cancel.is_cancelled()
+            {
+                return Err(Failure::interrupted("interrupted"));
+            }
+            answered.truncate(part.len());
+            let short = part.len() - answered.len();
+            let missing =
+                || Err(BackendError::new(ErrorKind::Failed, "the backend gave no answer to this request"));
+            answered.extend((0..short).map(|_| missing()));
+            responses.append(&mut answered);
+        }
+        Ok(responses)
+    }
+
+    fn ask(&mut self, examples: &[Example], part: &[(usize, Prompt)]) -> Vec<Answer> {
+        let requests: Vec<Request> =
+            part.iter().map(|(i, p)| plan::request(self.settings, &examples[*i], p.clone())).collect();
+        if self.plan.task.info.output != OutputKind::Choose {
+            return self.backend.generate(&requests);
+        }
+        let choose = |(request, (_, prompt)): (&Request, &(usize, Prompt))| {
+            let choice = self.backend.choose(request, &prompt.choices)?;
+            let text = choice.best().and_then(|b| prompt.choices.get(b)).cloned();
+            let text =
+                text.ok_or_else(|| BackendError::new(ErrorKind::BadRequest, "the prompt has no choices"))?;
+            Ok(Response { text, finish: FinishReason::Chosen, usage: choice.usage })
+        };
+        requests.iter().zip(part).map(choose).collect()
+    }
+
+    fn record(&self, index: usize, example: Example, answer: Answer, prompt: Option<String>) -> SampleRecord {
+        let task = &self.plan.task;
+        let outcome = match answer {
+            Err(e) => Outcome::Failed(e),
+            Ok(Response { text, finish, usage }) => match task.client.extract(&example, &text) {
+                Ok(prediction) => Outcome::Answered { response: text, prediction, finish, usage },
+                Err(e) => Outcome::Failed(BackendError::new(ErrorKind::Failed, e.message)),
+            },
+        };
+        let mut meta = example.meta;
+        let slices = slices(&meta, &task.info.slices);
+        meta.retain(|_, v| serde_json::to_string(v).is_ok_and(|s| s.len() <= LARGEST_META));
+        let mut record = SampleRecord {
+            key: self.plan.samples[index].key.clone(),
+            index: index as u64,
+            id: example.id,
+            group: example.group,
+            slices,
+            instruction: example.instruction,
+            references: example.references,
+            meta,
+            outcome,
+            scores: BTreeMap::new(),
+            score_error: None,
+            prompt,
+        };
+        task.metrics.rescore(&mut record);
+        record
+    }
+}
+
+/// Texts, numbers and booleans of the slice keys.
+fn slices(meta: &serde_json::Map<String, serde_json::Value>, keys: &[String]) -> BTreeMap<String, String> {
+    let value = |k: &String| match meta.get(k)? {
+        serde_json::Value::String(s) => Some((k.clone(), s.clone())),
+        v @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_)) => Some((k.clone(), v.to_string())),
+        _ => None,
+    };
+    keys.iter().filter_map(value).collect()
+}
+
+fn rendered(prompt: &Prompt) -> String {
+    let prompt = prompt.clone();
+    let text = e2llm_backend::Prompt {
+        context: prompt.context,
+        instruction: prompt.instruction,
+        template: prompt.template,
+        ..e2llm_backend::Prompt::default()
+    };
+    text.render() + &prompt.answer_prefix
+}
+
+fn first_error(record: &SampleRecord) -> String {
+    match (&record.score_error, &record.outcome) {
+        (Some(e), _) => e.clone(),
+        (None, Outcome::Failed(e)) => e.message.clone(),
+        (None, Outcome::Answered { prediction: Prediction { .. }, .. }) => String::new(),
+    }
+}

@@ -1,0 +1,17 @@
+//! Running an evaluation: plan first, then answer, score and store sample by sample.
+
+mod backends;
+mod execute;
+mod plan;
+mod progress;
+mod results;
+mod scoring;
+mod tasks;
+
+pub use backends::{DEFAULT_MODEL, build, check, fetcher, find, registry};
+pub use execute::{Finished, execute};
+pub use plan::{Planned, TaskPlan};
+pub use progress::Reporter;
+pub use results::write_results;
+pub use scoring::{MetricPlugin, MetricSet};
+pub use tasks::{OpenTask, open_tasks};

@@ -1,0 +1,182 @@
+//! What a run will do, laid out before it starts: the same plan whether it is interrupted or not.
+
+use super::tasks::OpenTask;
+use crate::config::RunSettings;
+use crate::data;
+use crate::failure::{Failure, Result};
+use crate::store::{FileUsed, TaskEntry};
+use e2llm_backend::fingerprint::sha256_file;
+use e2llm_backend::{Fingerprint, Generation, Request};
+use e2llm_plugin::client::ExampleStream;
+use e2llm_plugin::{Example, Prompt};
+use std::collections::BTreeSet;
+
+/// One sample of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// Hash of all that decides the answer.
+    pub key: String,
+}
+
+/// A task's part of the plan.
+#[derive(Debug)]
+pub struct TaskPlan {
+    /// The task.
+    pub task: OpenTask,
+    /// Its samples in order.
+    pub samples: Vec<Planned>,
+    /// Its entry in the manifest.
+    pub entry: TaskEntry,
+    selection: Selection,
+}
+
+/// Which examples of a source are run.
+#[derive(Debug, Clone)]
+struct Selection {
+    ids: Option<BTreeSet<String>>,
+    limit: Option<u64>,
+}
+
+impl Selection {
+    fn new(settings: &RunSettings, task: &str) -> Self {
+        let of_task = |s: &String| match s.split_once(':') {
+            Some((t, id)) if t == task => Some(id.to_owned()),
+            Some((t, _)) if settings.tasks.iter().any(|x| x == t) => None,
+            _ => Some(s.clone()),
+        };
+        let ids = settings.samples.as_ref().map(|all| all.iter().filter_map(of_task).collect());
+        Self { ids, limit: settings.limit }
+    }
+
+    fn examples(self, stream: ExampleStream) -> impl Iterator<Item = e2llm_plugin::Result<Example>> {
+        let limit = self.limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        stream
+            .filter(move |e| match (e, &self.ids) {
+                (Ok(e), Some(ids)) => ids.contains(&e.id),
+                _ => true,
+            })
+            .take(limit)
+    }
+}
+
+/// Generation settings of a sample: the run's, with the prompt's length where the run sets none.
+pub(super) fn generation(settings: &RunSettings, prompt: &Prompt, id: &str) -> Generation {
+    Generation {
+        max_new_tokens: settings.max_new_tokens.unwrap_or(prompt.max_new_tokens),
+        temperature: settings.temperature,
+        top_p: settings.top_p,
+        seed: sample_seed(settings.seed, id),
+    }
+}
+
+/// A seed per sample, so that neither order nor batching changes what is sampled.
+fn sample_seed(seed: u64, id: &str) -> u64 {
+    let hash = Fingerprint::new("sample-seed", &seed.to_string()).text("id", id).finish();
+    u64::from_str_radix(&hash[..16], 16).unwrap_or(seed)
+}
+
+/// The request of an example's prompt.
+pub(super) fn request(settings: &RunSettings, example: &Example, prompt: Prompt) -> Request {
+    let generation = generation(settings, &prompt, &example.id);
+    Request {
+        id: example.id.clone(),
+        document: example.group.clone(),
+        prompt: e2llm_backend::Prompt {
+            context: prompt.context,
+            instruction: prompt.instruction,
+            template: prompt.template,
+            answer_prefix: prompt.answer_prefix,
+            stop: prompt.stop,
+            chat: prompt.chat,
+        },
+        generation,
+    }
+}
+
+impl TaskPlan {
+    /// Reads a task's source from end to end: every record, every prompt.
+    ///
+    /// # Errors
+    /// Data that is missing or broken; sample ids that do not exist or occur twice.
+    pub fn new(task: OpenTask, settings: &RunSettings, backend_fingerprint: &str) -> Result<Self> {
+        let selection = Selection::new(settings, &task.info.id);
+        let within =
+            |e: e2llm_plugin::Error| Box::<Failure>::from(e).within(format!("task `{}`", task.info.id));
+        let stream = task.client.open(&task.source).map_err(within)?;
+        let files = stream
+            .files
+            .iter()
+            .filter(|p| p.is_file())
+            .map(|p| {
+                let sha256 = sha256_file(p).map_err(|e| Failure::io("read", p, &e))?;
+                Ok(FileUsed { path: p.display().to_string(), sha256 })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let (mut samples, mut ids, mut wordings) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let mut style = String::new();
+        for example in selection.clone().examples(stream) {
+            let example = example.map_err(within)?;
+            let prompt = task.client.prompt(&example).map_err(within)?;
+            if !ids.insert(example.id.clone()) {
+                return Err(Failure::failed(format!(
+                    "task `{}`: sample id `{}` occurs twice in its data",
+                    task.info.id, example.id
+                )));
+            }
+            let generation = generation(settings, &prompt, &example.id);
+            let mut key = Fingerprint::new("sample", &format!("{}@{}", task.info.id, task.info.version));
+            key.text("id", &example.id)
+                .text("prompt", &json(&prompt)?)
+                .text("references", &json(&example.references)?)
+                .text("backend", backend_fingerprint)
+                .text("generation", &json(&generation)?)
+                .text("plugin", &task.plugin_sha256);
+            samples.push(Planned { key: key.finish() });
+            wordings.insert(json(&(&prompt.style, &prompt.template, &prompt.stop, &prompt.answer_prefix))?);
+            style = prompt.style;
+        }
+        if let Some(missing) = selection.ids.iter().flatten().find(|id| !ids.contains(*id)) {
+            // an id without a task's name may belong to another task: the caller checks that it is somewhere
+            tracing::debug!("task `{}` has no sample `{missing}`", task.info.id);
+        }
+        let mut plan = Fingerprint::new("plan", "1");
+        for sample in &samples {
+            plan.text("key", &sample.key);
+        }
+        let mut prompt_hash = Fingerprint::new("prompt", "1");
+        for wording in &wordings {
+            prompt_hash.text("wording", wording);
+        }
+        let entry = TaskEntry {
+            id: task.info.id.clone(),
+            version: task.info.version.clone(),
+            split: task.source.split.clone(),
+            sample_data: data::is_sample(&task.source),
+            prompt_style: style,
+            prompt_hash: prompt_hash.finish()[..16].to_owned(),
+            metrics: task.metrics.wanted.clone(),
+            primary_metric: task.primary_metric.clone(),
+            samples: samples.len() as u64,
+            plan: plan.finish(),
+            files,
+        };
+        Ok(Self { task, samples, entry, selection })
+    }
+
+    /// The examples of the plan, in its order.
+    ///
+    /// # Errors
+    /// Data that has gone since the plan was made.
+    pub fn examples(&self) -> Result<impl Iterator<Item = e2llm_plugin::Result<Example>> + use<>> {
+        Ok(self.selection.clone().examples(self.task.client.open(&self.task.source)?))
+    }
+
+    /// Ids asked for with `--samples` that this task does not have.
+    pub fn asked_ids(&self) -> impl Iterator<Item = &str> {
+        self.selection.ids.iter().flatten().map(String::as_str)
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Failure::failed(format!("cannot be written as JSON: {e}")))
+}

@@ -1,0 +1,73 @@
+//! From the samples of a run folder to its results and tables.
+
+use super::scoring::MetricSet;
+use crate::failure::Result;
+use crate::score::{
+    Bootstrap, LeaderboardRun, Results, RunIdentity, TaskMeta, TaskResults, TaskTimings, leaderboard_csv,
+    task_results, timings_csv,
+};
+use crate::store::{Manifest, RunFolder, SampleRecord, TaskEntry};
+use e2llm_plugin::{Aggregate, MetricInfo, Row};
+
+/// Aggregates every task of a run that has samples and writes `results.json`, `leaderboard.csv` and `timings.csv`.
+/// `metrics` gives a task's metric plugins.
+///
+/// # Errors
+/// Damaged samples; a metric that fails; files that cannot be written.
+pub fn write_results(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    mut metrics: impl FnMut(&TaskEntry) -> Result<MetricSet>,
+    rescore: bool,
+) -> Result<Results> {
+    let bootstrap = Bootstrap { seed: manifest.seed, resamples: manifest.bootstrap };
+    let (mut tasks, mut timings) = (Vec::new(), Vec::new());
+    for entry in &manifest.tasks {
+        let mut records = folder.samples(entry)?;
+        if records.is_empty() {
+            continue;
+        }
+        let set = metrics(entry)?;
+        if rescore {
+            records.iter_mut().for_each(|r| set.rescore(r));
+        }
+        timings.push(TaskTimings::of(&entry.id, &records));
+        tasks.push(aggregate(manifest, entry, &records, &set, bootstrap)?);
+    }
+    let run = RunIdentity::new(&manifest.backend, manifest.seed, manifest.bootstrap);
+    let results = Results::new(run, tasks);
+    // not the folder's name: the same run in another folder gives the same bytes
+    let name = results.run_id();
+    let table = leaderboard_csv(&[LeaderboardRun { name: &name, results: &results }])?;
+    folder.write("results.json", &results.to_json()?)?;
+    folder.write("leaderboard.csv", &table)?;
+    folder.write("timings.csv", &timings_csv(&timings)?)?;
+    Ok(results)
+}
+
+fn aggregate(
+    manifest: &Manifest,
+    entry: &TaskEntry,
+    records: &[SampleRecord],
+    set: &MetricSet,
+    bootstrap: Bootstrap,
+) -> Result<TaskResults> {
+    let meta = TaskMeta {
+        task: entry.id.clone(),
+        version: entry.version.clone(),
+        split: entry.split.clone(),
+        prompt_style: entry.prompt_style.clone(),
+        prompt_hash: entry.prompt_hash.clone(),
+        truncation: manifest.backend.truncation.clone(),
+        primary_metric: entry.primary_metric.clone(),
+        sample_data: entry.sample_data,
+    };
+    let infos: Vec<MetricInfo> = set.plugins.iter().map(|p| p.info.clone()).collect();
+    let by_plugin = |info: &MetricInfo, rows: &[Row]| -> Result<Aggregate> {
+        match set.plugins.iter().find(|p| p.info.id == info.id) {
+            Some(p) => Ok(p.client.aggregate(rows.to_vec())?),
+            None => crate::score::as_declared(info, rows),
+        }
+    };
+    task_results(&meta, records, &infos, &set.wanted, bootstrap, &by_plugin)
+}

@@ -1,0 +1,155 @@
+//! The run store: a folder, and nothing else is the truth.
+//!
+//! ```text
+//! manifest.toml          what was asked, versions, seeds, hashes
+//! samples/<task>.jsonl   one line per finished sample, written as it finishes
+//! results.json           scores with intervals, made from the samples
+//! leaderboard.csv        the same, one row per task, slice and metric
+//! timings.csv            what it took; not expected to repeat
+//! ```
+
+mod lines;
+mod manifest;
+mod sample;
+
+pub use manifest::{FORMAT, FileUsed, Manifest, PluginUsed, TaskEntry};
+pub use sample::{Outcome, SampleRecord};
+
+use crate::failure::{Failure, Result};
+use lines::Appender;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// A run's folder.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held while the run is written; a second process is refused.
+    _lock: Option<File>,
+}
+
+/// Appends finished samples of one task.
+pub struct SampleWriter(Appender);
+
+impl RunFolder {
+    /// Creates the folder, or opens it to go on, and makes sure that it can be written before anything is done.
+    ///
+    /// # Errors
+    /// A folder that holds a run (without `resume`) or other files, that cannot be written, or that another
+    /// process is writing.
+    pub fn create(path: &Path, resume: bool) -> Result<Self> {
+        let exists = path.join("manifest.toml").exists();
+        if exists && !resume {
+            return Err(Failure::usage(format!("{} holds a run already", path.display()))
+                .help("continue it with --resume, or name another folder with --out"));
+        }
+        let filled = path.read_dir().is_ok_and(|mut d| d.any(|e| e.is_ok_and(|e| e.file_name() != ".lock")));
+        if !exists && filled && !path.join("samples").is_dir() {
+            return Err(Failure::usage(format!("{} is not empty and holds no run", path.display()))
+                .help("name another folder with --out"));
+        }
+        std::fs::create_dir_all(path.join("samples")).map_err(|e| Failure::io("create", path, &e))?;
+        let lock = path.join(".lock");
+        let file = File::create(&lock).map_err(|e| Failure::io("write", &lock, &e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: Some(file) }),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                Err(Failure::failed(format!("another process is writing the run {}", path.display())))
+            }
+            // a file system without locks: two writers are the user's to avoid
+            Err(std::fs::TryLockError::Error(_)) => Ok(Self { path: path.to_owned(), _lock: None }),
+        }
+    }
+
+    /// Opens a finished or interrupted run for reading.
+    ///
+    /// # Errors
+    /// A folder that holds no run.
+    pub fn open(path: &Path) -> Result<(Self, Manifest)> {
+        let manifest = Manifest::read(&path.join("manifest.toml"))?;
+        Ok((Self { path: path.to_owned(), _lock: None }, manifest))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's name: the folder's.
+    pub fn name(&self) -> String {
+        let canonical = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
+        canonical.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned())
+    }
+
+    /// The manifest of a run that is gone on with.
+    ///
+    /// # Errors
+    /// A damaged manifest.
+    pub fn manifest(&self) -> Result<Option<Manifest>> {
+        let path = self.path.join("manifest.toml");
+        if path.exists() { Manifest::read(&path).map(Some) } else { Ok(None) }
+    }
+
+    /// Writes a file of the run whole: a reader sees the old one or the new one.
+    ///
+    /// # Errors
+    /// A failure to write; the old file is still there.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        let (path, temporary) = (self.path.join(name), self.path.join(format!(".{name}.new")));
+        let write = || -> std::io::Result<()> {
+            use std::io::Write;
+            let mut file = File::create(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &path)
+        };
+        write().map_err(|e| {
+            let _ = std::fs::remove_file(&temporary);
+            Failure::io("write", &path, &e)
+        })
+    }
+
+    fn samples_path(&self, task: &str) -> PathBuf {
+        self.path.join("samples").join(format!("{task}.jsonl"))
+    }
+
+    /// The finished samples of a task in the order of its plan; of several at one place the last written, which is
+    /// what a batch that was redone whole leaves.
+    ///
+    /// # Errors
+    /// A damaged file.
+    pub fn samples(&self, task: &TaskEntry) -> Result<Vec<SampleRecord>> {
+        let all: Vec<SampleRecord> = lines::read(&self.samples_path(&task.id))?;
+        let by_index: BTreeMap<u64, SampleRecord> =
+            all.into_iter().filter(|s| s.index < task.samples).map(|s| (s.index, s)).collect();
+        Ok(by_index.into_values().collect())
+    }
+
+    /// Opens a task's samples for appending and gives those that are there.
+    ///
+    /// # Errors
+    /// A damaged file, or one that cannot be written.
+    pub fn append(&self, task: &str) -> Result<(SampleWriter, Vec<SampleRecord>)> {
+        let (appender, lines) = Appender::open(&self.samples_path(task))?;
+        Ok((SampleWriter(appender), lines))
+    }
+}
+
+impl SampleWriter {
+    /// Writes one sample; it is safe from a kill when this returns.
+    ///
+    /// # Errors
+    /// A full disk, or any other failure to write.
+    pub fn append(&mut self, sample: &SampleRecord) -> Result<()> {
+        self.0.append(sample)
+    }
+
+    /// Makes sure that everything is on the disk.
+    ///
+    /// # Errors
+    /// A failure to write.
+    pub fn sync(&self) -> Result<()> {
+        self.0.sync()
+    }
+}
