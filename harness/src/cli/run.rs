@@ -5,7 +5,7 @@ use super::output;
 use crate::config::RunSettings;
 use crate::failure::{Exit, Failure, Result};
 use crate::plugins::{Index, SearchPath, set_cancel_flag, set_token_counter};
-use crate::run::{DEFAULT_MODEL, Finished, TaskPlan, build, check, execute, open_tasks, write_results};
+use crate::run::{Finished, TaskPlan, build, check, execute, open_tasks, write_results};
 use crate::score::Results;
 use crate::store::{FORMAT, Manifest, PluginUsed, RunFolder};
 use e2llm_backend::{Backend, CancelFlag, Generation};
@@ -21,7 +21,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     let needs_model = check(&settings)?;
     let index = Index::scan(&SearchPath::usual(&settings.plugin_dirs))?;
     let tasks = open_tasks(&settings, &index)?;
-    let model = settings.model.as_deref().or(needs_model.then_some(DEFAULT_MODEL));
+    let model = settings.model.as_deref().filter(|_| needs_model);
     let say = |text: &str| {
         if !args.quiet {
             output::note(text)

@@ -154,6 +154,48 @@ impl RunFile {
         Self::parse(&path.display().to_string(), &text)
     }
 
+    /// The defaults of every run, `configs/eval.toml`.
+    ///
+    /// # Errors
+    /// None: the file is part of the program and covered by tests.
+    pub fn built_in() -> Result<Self> {
+        Self::parse("configs/eval.toml", include_str!("../../../configs/eval.toml"))
+    }
+
+    /// What this file sets, and `base` where it sets nothing.
+    #[must_use]
+    pub fn over(self, base: Self) -> Self {
+        Self {
+            tasks: self.tasks.or(base.tasks),
+            metrics: self.metrics.or(base.metrics),
+            out: self.out.or(base.out),
+            data: self.data.or(base.data),
+            split: self.split.or(base.split),
+            limit: self.limit.or(base.limit),
+            samples: self.samples.or(base.samples),
+            seed: self.seed.or(base.seed),
+            batch_size: self.batch_size.or(base.batch_size),
+            bootstrap: self.bootstrap.or(base.bootstrap),
+            store_prompts: self.store_prompts.or(base.store_prompts),
+            offline: self.offline.or(base.offline),
+            plugin_dir: self.plugin_dir.or(base.plugin_dir),
+            models_file: self.models_file.or(base.models_file),
+            backend: BackendTable {
+                name: self.backend.name.or(base.backend.name),
+                model: self.backend.model.or(base.backend.model),
+                device: self.backend.device.or(base.backend.device),
+                dtype: self.backend.dtype.or(base.backend.dtype),
+                options: self.backend.options,
+            },
+            generation: GenerationTable {
+                max_new_tokens: self.generation.max_new_tokens.or(base.generation.max_new_tokens),
+                temperature: self.generation.temperature.or(base.generation.temperature),
+                top_p: self.generation.top_p.or(base.generation.top_p),
+            },
+            task: self.task,
+        }
+    }
+
     fn parse(name: &str, text: &str) -> Result<Self> {
         let bad = |e: &toml::de::Error| {
             let failure = Failure::usage(format!("configuration {name}: {}", e.message()));
@@ -206,6 +248,15 @@ mod tests {
         for file in files {
             RunFile::read(&file).unwrap();
         }
+    }
+
+    #[test]
+    fn defaults_hold_where_a_file_sets_nothing() {
+        let file = RunFile::parse("x", "seed = 3\n[backend]\ndevice = \"cuda:0\"\n").unwrap();
+        let all = file.over(RunFile::built_in().unwrap());
+        assert_eq!((all.seed, all.bootstrap), (Some(3), Some(2000)));
+        assert_eq!(all.backend.device.as_deref(), Some("cuda:0"));
+        assert_eq!(all.backend.model.as_deref(), Some("e2llm-135m"));
     }
 
     #[test]

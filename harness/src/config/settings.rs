@@ -106,6 +106,7 @@ impl RunSettings {
     /// A setting that is missing, or that means nothing.
     pub fn new(args: &RunArgs) -> Result<Self> {
         let file = args.config.as_deref().map(RunFile::read).transpose()?.unwrap_or_default();
+        let file = file.over(RunFile::built_in()?);
         let tasks = args.tasks.clone().or_else(|| file.tasks.as_ref().map(super::file::List::items));
         let Some(tasks) = tasks.filter(|t| !t.is_empty()) else {
             return Err(Failure::usage("no tasks").help("name them with --tasks A,B or --tasks all"));
@@ -117,9 +118,9 @@ impl RunSettings {
         };
         let (data, data_by_task) = data(args, file.data)?;
         let (split, split_by_task) = split(args, file.split);
-        let device = args.device.clone().or(file.backend.device).unwrap_or_else(|| "cpu".into());
-        let temperature = args.temperature.or(file.generation.temperature).unwrap_or(0.0);
-        let top_p = args.top_p.or(file.generation.top_p).unwrap_or(1.0);
+        let device = set("backend.device", args.device.clone().or(file.backend.device))?;
+        let temperature = set("generation.temperature", args.temperature.or(file.generation.temperature))?;
+        let top_p = set("generation.top_p", args.top_p.or(file.generation.top_p))?;
         if !(temperature.is_finite() && temperature >= 0.0) {
             return Err(Failure::usage(format!("temperature {temperature} is not a number from 0 up")));
         }
@@ -144,9 +145,9 @@ impl RunSettings {
             split_by_task,
             limit,
             samples: args.samples.clone().or_else(|| file.samples.as_ref().map(super::file::List::items)),
-            seed: args.seed.or(file.seed).unwrap_or(0),
+            seed: set("seed", args.seed.or(file.seed))?,
             batch_size: batch_size(args, file.batch_size)?,
-            bootstrap: args.bootstrap.or(file.bootstrap).unwrap_or(2000),
+            bootstrap: set("bootstrap", args.bootstrap.or(file.bootstrap))?,
             store_prompts: args.store_prompts || file.store_prompts.unwrap_or(false),
             offline: args.models.offline || file.offline.unwrap_or(false),
             plugin_dirs,
@@ -172,6 +173,13 @@ impl RunSettings {
     pub fn split_of(&self, task: &str) -> Option<&str> {
         self.split_by_task.get(task).or(self.split.as_ref()).map(String::as_str)
     }
+}
+
+/// A setting that flags, the file or the built-in defaults must give.
+fn set<T>(key: &str, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| {
+        Failure::usage(format!("no `{key}` is set, and configs/eval.toml has no default of it"))
+    })
 }
 
 /// `key=value`.

@@ -6,9 +6,6 @@ use crate::models::{Catalogue, FetchSettings, Fetcher, ModelError};
 use e2llm_backend::{Backend, BackendSpec, BuildContext, CancelFlag, ModelFiles, Options, Registry};
 use std::path::Path;
 
-/// The model where none is named.
-pub const DEFAULT_MODEL: &str = "e2llm-135m";
-
 /// All backends of this program.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
@@ -73,10 +70,11 @@ pub fn build(settings: &RunSettings, quiet: bool, cancel: &CancelFlag) -> Result
     let spec = find(&registry, &settings.backend)?;
     let options = options(spec, settings)?;
     let model = if spec.needs_model {
-        let name = settings.model.as_deref().unwrap_or(DEFAULT_MODEL);
+        let missing = || Failure::usage(format!("backend `{}` needs a model: --model NAME|PATH", spec.name));
+        let name = settings.model.as_deref().ok_or_else(missing)?;
         fetcher(settings.models_file.as_deref(), settings.offline, quiet, cancel)?.resolve(name)?
     } else {
-        ModelFiles { name: settings.model.clone().unwrap_or_default(), ..ModelFiles::default() }
+        ModelFiles::default()
     };
     let context = BuildContext {
         model,
