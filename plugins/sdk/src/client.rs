@@ -259,9 +259,38 @@ impl Drop for Instance {
     }
 }
 
-/// A task behind the boundary.
+/// An instance, and what it takes to make another one when it has panicked: a panic costs its call, not all calls
+/// that follow.
+#[derive(Debug)]
+struct Renewable {
+    plugin: Plugin,
+    host: Option<&'static E2Host>,
+    options: TaskOptions,
+    current: Mutex<Arc<Instance>>,
+}
+
+impl Renewable {
+    fn create(plugin: &Plugin, host: Option<&'static E2Host>, options: &TaskOptions) -> Result<Arc<Self>> {
+        let current = Mutex::new(Arc::new(plugin.create(host, options)?));
+        Ok(Arc::new(Self { plugin: *plugin, host, options: options.clone(), current }))
+    }
+
+    fn instance(&self) -> Result<Arc<Instance>> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.retired.load(Ordering::SeqCst) {
+            *current = Arc::new(self.plugin.create(self.host, &self.options)?);
+        }
+        Ok(Arc::clone(&current))
+    }
+
+    fn answer<Q: Serialize, A: DeserializeOwned>(&self, method: &str, request: &Q) -> Result<A> {
+        self.instance()?.answer(method, request)
+    }
+}
+
+/// A task behind the boundary. After a panic its next call goes to a fresh instance.
 #[derive(Debug, Clone)]
-pub struct TaskClient(Arc<Instance>);
+pub struct TaskClient(Arc<Renewable>);
 
 impl TaskClient {
     /// Makes an instance of a task plugin.
@@ -272,7 +301,7 @@ impl TaskClient {
         if plugin.kind != Kind::Task {
             return Err(Error::bad_request(format!("plugin `{}` is no task", plugin.id())));
         }
-        Ok(Self(Arc::new(plugin.create(host, options)?)))
+        Renewable::create(plugin, host, options).map(Self)
     }
 
     /// See [`crate::Task::info`].
@@ -288,8 +317,9 @@ impl TaskClient {
     /// # Errors
     /// The plugin's own.
     pub fn open(&self, source: &Source) -> Result<ExampleStream> {
-        let OpenReply { stream, files } = self.0.answer("open", source)?;
-        Ok(ExampleStream { instance: Arc::clone(&self.0), stream, files, buffer: Vec::new(), done: false })
+        let instance = self.0.instance()?;
+        let OpenReply { stream, files } = instance.answer("open", source)?;
+        Ok(ExampleStream { instance, stream, files, buffer: Vec::new(), done: false })
     }
 
     /// See [`crate::Task::prompt`].
@@ -361,9 +391,9 @@ impl Drop for ExampleStream {
     }
 }
 
-/// A metric behind the boundary.
+/// A metric behind the boundary. After a panic its next call goes to a fresh instance.
 #[derive(Debug, Clone)]
-pub struct MetricClient(Arc<Instance>);
+pub struct MetricClient(Arc<Renewable>);
 
 impl MetricClient {
     /// Makes an instance of a metric plugin.
@@ -374,7 +404,7 @@ impl MetricClient {
         if plugin.kind != Kind::Metric {
             return Err(Error::bad_request(format!("plugin `{}` is no metric", plugin.id())));
         }
-        Ok(Self(Arc::new(plugin.create(host, &TaskOptions::default())?)))
+        Renewable::create(plugin, host, &TaskOptions::default()).map(Self)
     }
 
     /// See [`crate::Metric::info`].

@@ -42,16 +42,17 @@ impl JsonLines {
     /// # Errors
     /// A file that cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self::new(path.display().to_string(), open_text(path)?))
+        Ok(Self::from_reader(&path.display().to_string(), open_text(path)?))
     }
 
     /// Reads a text that is part of the program; `name` stands in messages.
     pub fn embedded(name: &str, text: &'static str) -> Self {
-        Self::new(name.to_owned(), Box::new(Cursor::new(text.as_bytes())))
+        Self::from_reader(name, Box::new(Cursor::new(text.as_bytes())))
     }
 
-    fn new(name: String, reader: Box<dyn BufRead + Send>) -> Self {
-        Self { name, reader, line: 0, buffer: Vec::new(), done: false }
+    /// Reads from anything; `name` stands in messages.
+    pub fn from_reader(name: &str, reader: Box<dyn BufRead + Send>) -> Self {
+        Self { name: name.to_owned(), reader, line: 0, buffer: Vec::new(), done: false }
     }
 
     fn read(&mut self) -> Result<Option<Record>> {

@@ -69,11 +69,16 @@ impl Drop for Touchy {
 
 e2llm_plugin::export_task! { Touchy, id: "touchy", description: "for tests" }
 
-fn touchy(panic_in: &str) -> Result<TaskClient> {
+fn plugin_and_options(panic_in: &str) -> Result<(Plugin, TaskOptions)> {
     // SAFETY: the static above.
     let plugin = unsafe { Plugin::from_raw(e2llm_plugin_entry()) }?;
     let mut options = TaskOptions::default();
     options.0.insert("panic_in".into(), panic_in.into());
+    Ok((plugin, options))
+}
+
+fn touchy(panic_in: &str) -> Result<TaskClient> {
+    let (plugin, options) = plugin_and_options(panic_in)?;
     TaskClient::create(&plugin, None, &options)
 }
 
@@ -90,7 +95,7 @@ fn everything_comes_through() {
 }
 
 #[test]
-fn a_panic_in_any_call_is_an_error_and_retires_the_instance() {
+fn a_panic_in_any_call_is_an_error_and_the_next_call_meets_a_fresh_instance() {
     assert_eq!(touchy("create").unwrap_err().code, ErrorCode::Panicked);
     let example = Example::default();
     for place in ["info", "open", "next", "prompt", "next_turn", "extract"] {
@@ -105,10 +110,22 @@ fn a_panic_in_any_call_is_an_error_and_retires_the_instance() {
         };
         assert_eq!(error.code, ErrorCode::Panicked, "{place}");
         assert!(error.message.contains(&format!("touched in {place}")), "{error}");
-        let after = task.prompt(&example).unwrap_err();
-        assert!(after.message.contains("panicked before"), "{after}");
+        let again = task.prompt(&example);
+        match place {
+            "prompt" => assert!(again.unwrap_err().message.contains("touched in prompt")),
+            _ => drop(again.unwrap()),
+        }
     }
     drop(touchy("destroy").unwrap()); // swallowed
+}
+
+#[test]
+fn an_instance_that_panicked_is_not_called_again() {
+    let (plugin, options) = plugin_and_options("info").unwrap();
+    let instance = plugin.create(None, &options).unwrap();
+    let call = || instance.call::<_, TaskInfo>("info", &()).unwrap_err();
+    assert!(call().message.contains("touched in info"));
+    assert!(call().message.contains("panicked before"));
 }
 
 /// Length of the prediction, and whether it equals the reference.
