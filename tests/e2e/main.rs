@@ -1,0 +1,19 @@
+//! End-to-end tests: the real program, real plugin libraries, real files.
+//!
+//! They run what `cargo build --release --workspace` built; build it first.
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "all of this is tests")]
+
+mod bad_input;
+mod cli;
+mod invoke;
+mod libraries;
+mod loader;
+mod metric_in_c;
+mod models;
+mod panics;
+mod real_records;
+mod resume;
+mod runs;
+mod settings;
+mod stranger;
