@@ -1,0 +1,129 @@
+//! LoRA adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+
+use crate::config::read_json;
+use crate::{LmError, LoraConfig, Result, Weights};
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+/// What PEFT puts before the base model's own names.
+const PREFIX: &str = "base_model.model.";
+
+/// An adapter of a model.
+#[derive(Debug, Clone)]
+pub struct PeftAdapter {
+    /// Rank, scaling and targets.
+    pub config: LoraConfig,
+    /// By the base model's names: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+/// What is read of `adapter_config.json`.
+#[derive(Deserialize)]
+struct Read {
+    #[serde(default)]
+    peft_type: String,
+    r: usize,
+    lora_alpha: f64,
+    target_modules: Targets,
+    #[serde(flatten)]
+    other: BTreeMap<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Targets {
+    List(Vec<String>),
+    Pattern(String),
+}
+
+#[derive(Serialize)]
+struct Write<'a> {
+    peft_type: &'a str,
+    task_type: &'a str,
+    base_model_name_or_path: &'a str,
+    r: usize,
+    lora_alpha: f64,
+    lora_dropout: f64,
+    target_modules: &'a [String],
+    bias: &'a str,
+    fan_in_fan_out: bool,
+    inference_mode: bool,
+    use_rslora: bool,
+    use_dora: bool,
+}
+
+impl PeftAdapter {
+    /// Reads an adapter's folder.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged; kinds of adapters that a plain `W + alpha / r B A` cannot express.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(CONFIG);
+        let read: Read = read_json(&path)?;
+        let unsupported = |what: String| Err(LmError::file(&path, format!("not supported: {what}")));
+        if read.peft_type != "LORA" {
+            return unsupported(format!("peft_type `{}`", read.peft_type));
+        }
+        for (key, value) in &read.other {
+            let plain = match key.as_str() {
+                "use_dora" | "use_rslora" | "fan_in_fan_out" | "lora_bias" => value.as_bool() != Some(true),
+                "bias" => value.as_str().is_none_or(|v| v == "none"),
+                "rank_pattern" | "alpha_pattern" => value.as_object().is_none_or(serde_json::Map::is_empty),
+                "modules_to_save" => value.as_array().is_none_or(Vec::is_empty),
+                _ => true,
+            };
+            if !plain {
+                return unsupported(format!("`{key}` = {value}"));
+            }
+        }
+        let target_modules = match read.target_modules {
+            Targets::List(list) => list,
+            Targets::Pattern(pattern) => {
+                return unsupported(format!("`target_modules` as a pattern, `{pattern}`"));
+            }
+        };
+        let weights = Weights::open(&folder.join(TENSORS))?;
+        let mut tensors = BTreeMap::new();
+        for name in weights.tensors().keys() {
+            let tensor = weights.load(name, DType::F32, &Device::Cpu)?;
+            tensors.insert(name.strip_prefix(PREFIX).unwrap_or(name).to_owned(), tensor);
+        }
+        Ok(Self { config: LoraConfig { r: read.r, lora_alpha: read.lora_alpha, target_modules }, tensors })
+    }
+
+    /// Writes an adapter's folder, which must exist. `base` names the base model.
+    ///
+    /// # Errors
+    /// Anything that cannot be written.
+    pub fn write(&self, folder: &Path, base: &str) -> Result<()> {
+        let write = Write {
+            peft_type: "LORA",
+            task_type: "CAUSAL_LM",
+            base_model_name_or_path: base,
+            r: self.config.r,
+            lora_alpha: self.config.lora_alpha,
+            lora_dropout: 0.0,
+            target_modules: &self.config.target_modules,
+            bias: "none",
+            fan_in_fan_out: false,
+            inference_mode: true,
+            use_rslora: false,
+            use_dora: false,
+        };
+        let path = folder.join(CONFIG);
+        let text = serde_json::to_string_pretty(&write).map_err(|e| LmError::file(&path, e))?;
+        std::fs::write(&path, text + "\n").map_err(|e| LmError::io(&path, e))?;
+        let all: HashMap<String, Tensor> =
+            self.tensors.iter().map(|(n, t)| (format!("{PREFIX}{n}"), t.detach())).collect();
+        let path = folder.join(TENSORS);
+        candle_core::safetensors::save(&all, &path).map_err(|e| match e {
+            candle_core::Error::Io(e) => LmError::io(&path, e),
+            other => LmError::file(&path, other),
+        })
+    }
+}
