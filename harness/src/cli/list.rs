@@ -30,20 +30,8 @@ pub(super) fn list(args: &ListArgs) -> Result<Exit> {
             return Ok(Exit::Done);
         }
     };
-    print_rows(&rows, args.json)?;
+    output::print_rows(&rows, args.json)?;
     Ok(Exit::Done)
-}
-
-/// Prints objects of texts as lines of JSON or as a table.
-pub(super) fn print_rows(rows: &[Value], json: bool) -> Result<()> {
-    if json {
-        return rows.iter().try_for_each(output::print_json);
-    }
-    let cells = |row: &Value| {
-        let object = row.as_object().into_iter().flatten();
-        object.map(|(_, v)| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect()
-    };
-    output::print(&output::table(&rows.iter().map(cells).collect::<Vec<_>>()))
 }
 
 fn index(args: &ListArgs) -> Result<Index> {

@@ -13,7 +13,7 @@ mod plugin;
 mod run;
 mod score;
 
-pub use args::{Cli, Command, RunArgs};
+pub use args::{Cli, Command};
 
 use crate::failure::{Exit, Result};
 use clap::Parser;

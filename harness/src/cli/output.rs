@@ -1,6 +1,7 @@
 //! What the program prints: data on stdout, everything else on stderr.
 
 use crate::failure::{Failure, Result};
+use serde_json::Value;
 use std::io::{ErrorKind, Write};
 
 /// Prints data to stdout. A closed pipe (`| head`) is the end of the program, not an error.
@@ -24,6 +25,18 @@ pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text =
         serde_json::to_string(value).map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
     print(&(text + "\n"))
+}
+
+/// Prints objects of texts as lines of JSON or as a table.
+pub(super) fn print_rows(rows: &[Value], json: bool) -> Result<()> {
+    if json {
+        return rows.iter().try_for_each(print_json);
+    }
+    let cells = |row: &Value| {
+        let object = row.as_object().into_iter().flatten();
+        object.map(|(_, v)| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect()
+    };
+    print(&table(&rows.iter().map(cells).collect::<Vec<_>>()))
 }
 
 /// Prints a note to stderr; a stderr that is gone is nobody's loss.

@@ -30,7 +30,7 @@ pub(super) fn list(plugin_dirs: &[PathBuf], json: bool) -> Result<()> {
     for r in &index.rejected {
         rows.push(json!({"kind": "unusable", "path": r.path, "why": r.why}));
     }
-    super::list::print_rows(&rows, json)
+    output::print_rows(&rows, json)
 }
 
 fn verify(file: &Path) -> Result<Exit> {

@@ -1,8 +1,7 @@
 //! `run`.
 
-use super::args::RunArgs;
 use super::output;
-use crate::config::RunSettings;
+use crate::config::{RunArgs, RunSettings};
 use crate::failure::{Exit, Failure, Result};
 use crate::plugins::{Index, SearchPath, set_cancel_flag, set_token_counter};
 use crate::run::{Finished, TaskPlan, build, check, execute, open_tasks, write_results};

@@ -1,7 +1,7 @@
 //! The settings a run ends up with.
 
 use super::file::{NumberOrText, PerTask, RunFile};
-use crate::cli::RunArgs;
+use super::flags::RunArgs;
 use crate::failure::{Failure, Result};
 use e2llm_backend::Device;
 use serde::{Deserialize, Serialize};
