@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 const PROMPTS: [usize; 3] = [176, 512, 2048];
-const NEW_TOKENS: usize = 64;
+const NEW_TOKENS: usize = 128;
 const CHUNKS: (usize, usize) = (32, 128);
 
 fn main() -> Result<(), Box<dyn Error>> {

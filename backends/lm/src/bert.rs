@@ -3,6 +3,7 @@
 use crate::config::{BertConfig, LinearSpec, TensorSpec};
 use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
+use crate::residual::add;
 use crate::{LoraConfig, LoraSource, Precision, Result, Weights};
 use candle_core::{DType, Device, Tensor};
 use e2llm_kernels::Mask;
@@ -153,9 +154,9 @@ impl Layer {
         let mask = if lengths.iter().all(|n| *n == l) { Mask::None } else { Mask::Keys(lengths) };
         let o = e2llm_kernels::attention(&q, &k, &v, mask, 1.0 / (d as f64).sqrt())?;
         let o = o.transpose(1, 2)?.reshape((c, l, h))?;
-        let x = self.attention_norm.forward(&(self.attention_out.forward(&o)? + x)?)?;
+        let x = self.attention_norm.forward(&add(&self.attention_out.forward(&o)?, x)?)?;
         let y = e2llm_kernels::gelu(&self.inner.forward(&x)?)?;
-        self.norm.forward(&(self.outer.forward(&y)? + x)?)
+        self.norm.forward(&add(&self.outer.forward(&y)?, &x)?)
     }
 }
 

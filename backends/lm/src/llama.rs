@@ -6,6 +6,7 @@
 use crate::config::{LinearSpec, LlamaConfig, TensorSpec};
 use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
+use crate::residual::add;
 use crate::rope::Rope;
 use crate::{KvCache, LoraConfig, LoraSource, Precision, Result, Weights};
 use candle_core::{DType, Device, Tensor};
@@ -175,10 +176,10 @@ impl Layer {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let o = e2llm_kernels::attention(&q, &k, &v, mask, scale)?;
         let o = o.transpose(1, 2)?.reshape((b, t, ()))?;
-        let x = (x + self.o.forward(&o)?)?;
+        let x = add(x, &self.o.forward(&o)?)?;
         let y = e2llm_kernels::rms_norm(&x, &self.post_norm, self.eps)?;
         let y = e2llm_kernels::silu_mul(&self.gate.forward(&y)?, &self.up.forward(&y)?)?;
-        x + self.down.forward(&y)?
+        add(&x, &self.down.forward(&y)?)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Models as they lie on disk: a decoder's and an encoder's parts found, and loaded whole.
 
 use crate::{
-    BertConfig, BertEncoder, Generated, Generation, Gguf, Llama, LlamaConfig, LmError, Result, Segment,
-    Tokenizer, Weights, generate, prompt_len,
+    BertConfig, BertEncoder, Generated, Generation, Gguf, Llama, LlamaConfig, LmError, LoraSource, Params,
+    PeftAdapter, Result, Segment, Tokenizer, Weights, generate, prompt_len,
 };
 use candle_core::{DType, Device};
 use std::fmt;
@@ -176,11 +176,40 @@ impl DecoderModel {
     /// # Errors
     /// No tokenizer; tensors that do not fit the configuration.
     pub fn from_files(files: DecoderFiles, device: &Device, precision: Precision) -> Result<Self> {
+        Self::with_adapter(files, None, device, precision)
+    }
+
+    /// Loads opened files with a LoRA adapter on top. In float32 the adapter is added to the weights; elsewhere, where
+    /// that would round it away, it stays beside them.
+    ///
+    /// # Errors
+    /// No tokenizer; tensors of either that do not fit the configuration.
+    pub fn with_adapter(
+        files: DecoderFiles,
+        adapter: Option<PeftAdapter>,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self> {
         let eos_ids = files.eos_ids();
         let Some(tokenizer) = files.tokenizer else {
             return Err(LmError::file(files.weights.path(), "this folder has no `tokenizer.json`"));
         };
-        let llama = Llama::load(&files.config, &files.weights, None, device, precision)?;
+        let (config, weights) = (&files.config, &files.weights);
+        let llama = match adapter {
+            None => Llama::load(config, weights, None, device, precision)?,
+            Some(PeftAdapter { config: lora, tensors }) => {
+                let mut params = Params::new(tensors, device, precision.activations(), false);
+                params
+                    .check(&config.lora_tensors(&lora, ""))
+                    .map_err(|problems| LmError::Tensors { path: weights.path().to_owned(), problems })?;
+                let source = LoraSource { config: &lora, params: &mut params, prefix: "" };
+                let mut llama = Llama::load(config, weights, Some(source), device, precision)?;
+                if precision == Precision::F32 {
+                    llama.merge_lora()?;
+                }
+                llama
+            }
+        };
         Ok(Self { llama, tokenizer, eos_ids, window: files.config.max_position_embeddings })
     }
 
