@@ -1,5 +1,7 @@
 //! Activation functions of the feed-forward blocks.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, backend::BackendStorage, bail,
 };
@@ -61,6 +63,17 @@ impl CustomOp2 for SiluMul {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        al: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((crate::cuda::rows::silu_mul((a, al), (b, bl))?, al.shape().clone()))
+    }
+
     fn bwd(
         &self,
         gate: &Tensor,
@@ -69,6 +82,11 @@ impl CustomOp2 for SiluMul {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = g.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if gate.device().is_cuda() {
+            let (dgate, dup) = crate::cuda::rows::silu_mul_gradients(gate, up, &grad)?;
+            return Ok((Some(dgate), Some(dup)));
+        }
         for_dtype!("silu_mul", gate.dtype(), T => {
             let ((a, al), (b, bl), (c, cl)) =
                 (gate.storage_and_layout(), up.storage_and_layout(), grad.storage_and_layout());
@@ -110,8 +128,17 @@ impl CustomOp1 for Gelu {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((crate::cuda::rows::gelu((x, layout))?, layout.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let grad = g.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return Ok(Some(crate::cuda::rows::gelu_gradient(x, &grad)?));
+        }
         for_dtype!("gelu", x.dtype(), T => {
             let ((a, al), (b, bl)) = (x.storage_and_layout(), grad.storage_and_layout());
             let (xd, g) = (host::slice::<T>(host::cpu(&a)?, al)?, host::slice::<T>(host::cpu(&b)?, bl)?);

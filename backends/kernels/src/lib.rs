@@ -11,6 +11,8 @@
 mod activation;
 mod attention;
 mod checkpoint;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod element;
 mod gemm;
 mod host;
@@ -22,7 +24,7 @@ mod rope;
 mod simd;
 
 pub use activation::{gelu, silu_mul};
-pub use attention::{Mask, attention};
+pub use attention::{Mask, attention, attention_rows};
 pub use checkpoint::checkpoint;
 pub use linear::linear;
 pub use loss::{IGNORED, cross_entropy};

@@ -1,5 +1,7 @@
 //! Linear layer with a frozen weight.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::element::{Element, Real, for_dtype, storage, widened, widened_mut, zeros};
@@ -68,6 +70,21 @@ impl CustomOp1 for Linear {
             let bias = self.bias.as_ref().map(host::to_vec::<T>).transpose()?;
             Ok((storage(forward(x, w, bias.as_deref(), n, k)), self.shape.clone()))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let (n, k) = self.weight.dims2()?;
+        let m = self.shape.elem_count() / n.max(1);
+        let (weight, weight_layout) = self.weight.storage_and_layout();
+        let rows = Layout::contiguous_with_offset((m, k), layout.start_offset());
+        let weight = crate::cuda::gpu(&weight)?;
+        let mut y = x.matmul(weight, (1, m, n, k), &rows, &weight_layout.transpose(0, 1)?)?;
+        if let Some(bias) = &self.bias {
+            crate::cuda::rows::add_bias(&mut y, bias)?;
+        }
+        Ok((y, self.shape.clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {

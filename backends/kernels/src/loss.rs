@@ -1,5 +1,7 @@
 //! Cross-entropy over a vocabulary.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
     CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, backend::BackendStorage, bail,
 };
@@ -91,6 +93,19 @@ impl CustomOp2 for CrossEntropy {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        t: &CudaStorage,
+        tl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (loss, lse) = crate::cuda::loss::cross_entropy((x, xl), (t, tl))?;
+        self.keep(lse);
+        Ok((loss, Shape::from(())))
+    }
+
     fn bwd(
         &self,
         logits: &Tensor,
@@ -100,6 +115,10 @@ impl CustomOp2 for CrossEntropy {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, v) = logits.dims2()?;
         let kept = self.kept()?;
+        #[cfg(feature = "cuda")]
+        if logits.device().is_cuda() {
+            return Ok((Some(crate::cuda::loss::cross_entropy_gradient(logits, targets, &kept, g)?), None));
+        }
         for_dtype!("cross_entropy", logits.dtype(), T => {
             let ((xs, xl), (ts, tl)) = (logits.storage_and_layout(), targets.storage_and_layout());
             let x = host::slice::<T>(host::cpu(&xs)?, xl)?;

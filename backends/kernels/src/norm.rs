@@ -1,5 +1,7 @@
 //! RMS and layer normalisation over the last dimension.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -77,6 +79,17 @@ impl CustomOp2 for RmsNorm {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((crate::cuda::rows::norm((x, xl), (w, wl), None, self.eps)?, xl.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -115,6 +128,19 @@ impl CustomOp3 for LayerNorm {
             });
             Ok((storage(y), xl.shape().clone()))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((crate::cuda::rows::norm((x, xl), (w, wl), Some((b, bl)), self.eps)?, xl.shape().clone()))
     }
 
     fn bwd(
@@ -185,6 +211,10 @@ fn gradients(
     trained: bool,
 ) -> Result<[Option<Tensor>; 3]> {
     let g = g.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::rows::norm_gradients(x, w, &g, eps, centred, trained);
+    }
     for_dtype!("norm backward", x.dtype(), T => {
         let ((xs, xl), (ws, wl), (gs, gl)) = (x.storage_and_layout(), w.storage_and_layout(), g.storage_and_layout());
         let xd = host::slice::<T>(host::cpu(&xs)?, xl)?;

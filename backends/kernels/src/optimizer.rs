@@ -76,27 +76,12 @@ pub fn adamw_step(
         scale: grad_scale as f32,
     };
     let grad = grad.detach().contiguous()?;
-    let (gs, gl) = grad.storage_and_layout();
-    match grad.dtype() {
-        DType::F32 => update_all(p, m, v, host::slice::<f32>(host::cpu(&gs)?, gl)?, &factors),
-        DType::BF16 => update_all(p, m, v, host::slice::<bf16>(host::cpu(&gs)?, gl)?, &factors),
-        other => bail!("adamw_step: gradient of type {other:?} is not supported (f32, bf16)"),
-    }
-}
-
-fn update_all<T: Element<Acc = f32>>(p: &Tensor, m: &Tensor, v: &Tensor, g: &[T], c: &Factors) -> Result<()> {
-    with_mut(p, |p| {
-        with_mut(m, |m| {
-            with_mut(v, |v| {
-                update(p, m, v, g, c);
-                Ok(())
-            })
-        })
-    })
+    with_mut(p, |p| with_mut(m, |m| with_mut(v, |v| update(p, m, v, &grad, &factors))))
 }
 
 /// The constants of one step, rounded once.
-struct Factors {
+#[repr(C)]
+pub(crate) struct Factors {
     decay: f32,
     beta1: f32,
     one_minus_beta1: f32,
@@ -108,26 +93,59 @@ struct Factors {
     scale: f32,
 }
 
-/// Lends the elements of a contiguous f32 CPU tensor for writing.
-fn with_mut(t: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
+/// The elements of a contiguous `f32` tensor, for writing.
+enum Lent<'a> {
+    Cpu(&'a mut [f32]),
+    #[cfg(feature = "cuda")]
+    Cuda(candle_core::cuda_backend::cudarc::driver::CudaViewMut<'a, f32>),
+}
+
+/// Lends the elements of a contiguous `f32` tensor for writing. candle lends one tensor at a time; nesting this lends
+/// several, which is what lets one pass update weights and moments together.
+fn with_mut(t: &Tensor, f: impl FnOnce(Lent) -> Result<()>) -> Result<()> {
     struct Lend<F>(Cell<Option<F>>);
-    impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Lend<F> {
+    impl<F: FnOnce(Lent) -> Result<()>> InplaceOp1 for Lend<F> {
         fn name(&self) -> &'static str {
             "adamw_step"
         }
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-            let (CpuStorage::F32(data), Some((start, end)), Some(f)) =
-                (storage, layout.contiguous_offsets(), self.0.take())
-            else {
-                bail!("adamw_step: expected a contiguous f32 tensor");
-            };
-            f(&mut data[start..end])
+            match (storage, layout.contiguous_offsets(), self.0.take()) {
+                (CpuStorage::F32(data), Some((start, end)), Some(f)) => f(Lent::Cpu(&mut data[start..end])),
+                _ => bail!("adamw_step: expected a contiguous f32 tensor"),
+            }
+        }
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+            match (layout.contiguous_offsets(), self.0.take()) {
+                (Some((start, end)), Some(f)) => {
+                    f(Lent::Cuda(storage.as_cuda_slice_mut::<f32>()?.slice_mut(start..end)))
+                }
+                _ => bail!("adamw_step: expected a contiguous f32 tensor"),
+            }
         }
     }
     t.inplace_op1(&Lend(Cell::new(Some(f))))
 }
 
-fn update<T: Element<Acc = f32>>(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[T], c: &Factors) {
+fn update(p: Lent, m: Lent, v: Lent, grad: &Tensor, factors: &Factors) -> Result<()> {
+    let (gs, gl) = grad.storage_and_layout();
+    match (p, m, v) {
+        (Lent::Cpu(p), Lent::Cpu(m), Lent::Cpu(v)) => match grad.dtype() {
+            DType::F32 => update_rows(p, m, v, host::slice::<f32>(host::cpu(&gs)?, gl)?, factors),
+            DType::BF16 => update_rows(p, m, v, host::slice::<bf16>(host::cpu(&gs)?, gl)?, factors),
+            other => bail!("adamw_step: gradient of type {other:?} is not supported (f32, bf16)"),
+        },
+        #[cfg(feature = "cuda")]
+        (Lent::Cuda(p), Lent::Cuda(m), Lent::Cuda(v)) => {
+            crate::cuda::optimizer::adamw(p, m, v, grad, factors)?;
+        }
+        #[cfg(feature = "cuda")]
+        _ => bail!("adamw_step: p, m and v are on different devices"),
+    }
+    Ok(())
+}
+
+fn update_rows<T: Element<Acc = f32>>(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[T], c: &Factors) {
     const CHUNK: usize = 16 * 1024;
     let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
     chunks.zip(g.par_chunks(CHUNK)).for_each(|(((p, m), v), g)| {
@@ -151,6 +169,11 @@ fn update<T: Element<Acc = f32>>(p: &mut [f32], m: &mut [f32], v: &mut [f32], g:
 /// # Errors
 /// If an element type is not supported.
 pub fn global_norm(tensors: &[&Tensor]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if let Some(candle_core::Device::Cuda(dev)) = tensors.first().map(|t| t.device()) {
+        let dense = tensors.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+        return Ok(crate::cuda::optimizer::sum_of_squares(&dense, dev)?.sqrt());
+    }
     let mut squares = 0f64;
     for t in tensors {
         let t = t.contiguous()?;

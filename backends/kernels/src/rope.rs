@@ -1,5 +1,7 @@
 //! Rotary position embedding in the half-split (NeoX) layout.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::element::{Element, Real, for_dtype, storage, zeros};
@@ -47,6 +49,12 @@ impl CustomOp1 for Rope {
             let y = rotate(x, layout.stride(), (b, h, t, d), &cos, &sin, self.inverse);
             Ok((storage(y), layout.shape().clone()))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let y = crate::cuda::rows::rope((x, layout), &self.cos, &self.sin, self.inverse)?;
+        Ok((y, layout.shape().clone()))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {

@@ -3,6 +3,8 @@
 mod backward;
 mod forward;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
 use std::sync::{Mutex, PoisonError};
 
@@ -29,16 +31,31 @@ pub enum Mask<'a> {
 /// `softmax(scale * q k^T + mask) v` for every head.
 ///
 /// `q` is `[B, H, Tq, d]`, `k` and `v` `[B, Hkv, Tk, d]` with `H` a multiple of `Hkv` (query head `h` reads key head
-/// `h / (H / Hkv)`); the result is `[B, H, Tq, d]`. It is laid out so that `transpose(1, 2)` of it is contiguous,
-/// which is what the output projection reads.
+/// `h / (H / Hkv)`); the result is `[B, H, Tq, d]`, a view of what [`attention_rows`] returns.
 ///
 /// Only the last dimension of the inputs must be dense: a transposed view of a projection, or a cache narrowed to
 /// its filled part, is read in place. A row that sees no key is zero, and passes no gradient. Memory beyond the
 /// result is one float per row and head plus a block of scores per thread.
 ///
 /// # Errors
-/// If sizes, element types or devices do not fit together.
+/// If sizes, element types or devices do not fit together, or if `d` is above 128 on a GPU.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
+    run(q, k, v, mask, scale)?.transpose(1, 2)
+}
+
+/// As [`attention`], with the heads of a position side by side: `[B, Tq, H * d]`, contiguous, which is what the
+/// output projection reads. Neither this nor its backward pass moves anything to get there.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_rows(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
+    let o = run(q, k, v, mask, scale)?;
+    let (b, tq, h, d) = o.dims4()?;
+    o.reshape((b, tq, h * d))
+}
+
+/// The result as `[B, Tq, H, d]`.
+fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
     let (b, h, tq, d) = q.dims4()?;
     let (kb, hkv, tk, kd) = k.dims4()?;
     if kb != b || kd != d || v.dims() != k.dims() || hkv == 0 || h % hkv != 0 {
@@ -58,37 +75,57 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> 
     {
         bail!("attention: {} key lengths for a batch of {b}", lengths.len());
     }
-    let lengths = (0..b).map(|i| lengths.map_or(tk, |l| l[i].min(tk))).collect();
+    let lengths: Vec<usize> = (0..b).map(|i| lengths.map_or(tk, |l| l[i].min(tk))).collect();
+    #[cfg(feature = "cuda")]
+    let on_device = upload(&lengths, tk, q.device())?;
     let visible = Visible { lengths, offset };
     let size = Size { b, h, hkv, tq, tk, d };
     let tracked = q.track_op() || k.track_op() || v.track_op();
-    let op = Attention { size, visible, scale, tracked, lse: Mutex::new(None) };
-    dense(q)?.apply_op3(&dense(k)?, &dense(v)?, op)?.transpose(1, 2)
+    let op = Attention {
+        size,
+        visible,
+        scale,
+        tracked,
+        lse: Mutex::new(None),
+        #[cfg(feature = "cuda")]
+        lengths: on_device,
+    };
+    dense(q)?.apply_op3(&dense(k)?, &dense(v)?, op)
+}
+
+/// The key lengths as the kernels read them, on a GPU and unless all keys are valid.
+#[cfg(feature = "cuda")]
+fn upload(lengths: &[usize], tk: usize, device: &candle_core::Device) -> Result<Option<Tensor>> {
+    if !device.is_cuda() || lengths.iter().all(|&l| l == tk) {
+        return Ok(None);
+    }
+    let lengths: Vec<u32> = lengths.iter().map(|&l| u32::try_from(l).unwrap_or(u32::MAX)).collect();
+    Ok(Some(Tensor::new(lengths, device)?))
 }
 
 /// Sizes of one call.
 #[derive(Clone, Copy, Debug)]
-struct Size {
-    b: usize,
-    h: usize,
-    hkv: usize,
-    tq: usize,
-    tk: usize,
-    d: usize,
+pub(crate) struct Size {
+    pub(crate) b: usize,
+    pub(crate) h: usize,
+    pub(crate) hkv: usize,
+    pub(crate) tq: usize,
+    pub(crate) tk: usize,
+    pub(crate) d: usize,
 }
 
 impl Size {
     /// Query heads per key head.
-    fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         self.h / self.hkv
     }
 }
 
 /// The mask in the form the loops need: every query sees a prefix of the keys.
 #[derive(Clone, Debug)]
-struct Visible {
+pub(crate) struct Visible {
     lengths: Vec<usize>,
-    offset: Option<usize>,
+    pub(crate) offset: Option<usize>,
 }
 
 impl Visible {
@@ -124,12 +161,14 @@ impl<'a, T> Rows<'a, T> {
 }
 
 /// `lse` keeps the logarithm of each row's sum of exponentials, `[B, H, Tq]`, from forward to backward.
-struct Attention {
-    size: Size,
-    visible: Visible,
-    scale: f64,
+pub(crate) struct Attention {
+    pub(crate) size: Size,
+    pub(crate) visible: Visible,
+    pub(crate) scale: f64,
     tracked: bool,
     lse: Mutex<Option<Tensor>>,
+    #[cfg(feature = "cuda")]
+    pub(crate) lengths: Option<Tensor>,
 }
 
 impl Attention {
@@ -172,6 +211,24 @@ impl CustomOp3 for Attention {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        ql: &Layout,
+        k: &CudaStorage,
+        kl: &Layout,
+        v: &CudaStorage,
+        vl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let Size { b, h, tq, d, .. } = self.size;
+        let (o, lse) = crate::cuda::attention::forward(self, (q, ql), (k, kl), (v, vl))?;
+        if self.tracked {
+            self.keep(lse);
+        }
+        Ok((o, Shape::from((b, tq, h, d))))
+    }
+
     fn bwd(
         &self,
         q: &Tensor,
@@ -181,6 +238,12 @@ impl CustomOp3 for Attention {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let lse = self.kept()?;
+        #[cfg(feature = "cuda")]
+        if q.device().is_cuda() {
+            let g = dense(g)?.transpose(1, 2)?;
+            let (dq, dk, dv) = crate::cuda::attention::gradients(self, [q, k, v, o, &g], &lse)?;
+            return Ok((Some(dq), Some(dk), Some(dv)));
+        }
         // Both are [B, Tq, H, d]; the loops want [B, H, Tq, d] and read views.
         let (o, g) = (o.transpose(1, 2)?, dense(g)?.transpose(1, 2)?);
         for_dtype!("attention", q.dtype(), T => {

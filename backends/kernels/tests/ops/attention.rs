@@ -1,7 +1,7 @@
 //! Attention against the composed softmax form.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use e2llm_kernels::{Mask, attention};
+use e2llm_kernels::{Mask, attention, attention_rows};
 
 use crate::{check_forward, check_gradients, check_gradients_in, difference, randn, values};
 
@@ -136,6 +136,16 @@ fn a_chunked_prefill_equals_one_pass() {
         let part = attention(&q, &k, &v, Mask::Causal { offset: start }, 0.5).unwrap();
         assert!(difference(&part, &whole.narrow(2, start, len).unwrap()) < 1e-12);
     }
+}
+
+#[test]
+fn rows_hold_the_heads_side_by_side() {
+    let t = inputs((2, 4, 2, 5, 9, 7));
+    let heads = |t: &[Tensor]| attention(&t[0], &t[1], &t[2], Mask::None, 0.5);
+    let rows = |t: &[Tensor]| attention_rows(&t[0], &t[1], &t[2], Mask::None, 0.5);
+    let expected = heads(&t).unwrap().transpose(1, 2).unwrap().reshape((2, 5, 28)).unwrap();
+    assert_eq!(difference(&rows(&t).unwrap(), &expected), 0.);
+    check_gradients("attention_rows", &t, rows);
 }
 
 #[test]

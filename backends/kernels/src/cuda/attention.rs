@@ -1,0 +1,226 @@
+//! Attention: tiles in shared memory, scores in registers; tensor cores for bf16.
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, LaunchArgs, PushKernelArg};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor, backend::BackendStorage, bail};
+
+use super::{
+    GpuElement, Kernel, Module, alloc, for_gpu_dtype, function, gpu, grid, int, launch, over, storage,
+    strided, tensor, view,
+};
+use crate::attention::{Attention, Size};
+
+const ATTENTION: Module = Module { name: "attention", source: include_str!("attention.cu") };
+/// Blocks that occupy a large GPU; with fewer, keys are split over more of them.
+const ENOUGH_BLOCKS: usize = 132;
+/// Keys per split at least.
+const SPLIT: usize = 256;
+const NULL: u64 = 0;
+
+/// `Params` of the kernel source.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Params {
+    q: [i64; 3],
+    k: [i64; 3],
+    v: [i64; 3],
+    g: [i64; 3],
+    h: i32,
+    hkv: i32,
+    tq: i32,
+    tk: i32,
+    d: i32,
+    causal: i32,
+    offset: i32,
+    splits: i32,
+    split_keys: i32,
+    scale: f32,
+}
+
+// SAFETY: `repr(C)`, only numbers, in the order of the struct in the kernel source.
+unsafe impl DeviceRepr for Params {}
+
+/// Tile sizes for an element type and head size, as the constants D, M, N and B of the kernel source.
+struct Tiles {
+    d: usize,
+    rows: usize,
+    keys: usize,
+    queries: usize,
+    wide: bool,
+    element: usize,
+}
+
+impl Tiles {
+    fn new<T: GpuElement>(d: usize) -> Result<Self> {
+        let Some(padded) = [32, 64, 128].into_iter().find(|&p| d <= p) else {
+            bail!("attention: head size {d} is not supported on a gpu (at most 128)");
+        };
+        let (element, wide) = (size_of::<T>(), size_of::<T>() == 4);
+        let tile = if wide { 32 } else { 64 };
+        // At the largest head size the registers do not hold more.
+        let queries = if padded == 128 { 32 } else { tile };
+        Ok(Self { d: padded, rows: tile, keys: tile, queries, wide, element })
+    }
+
+    fn threads(&self) -> u32 {
+        2 * self.rows as u32
+    }
+
+    fn function<T: GpuElement>(&self, dev: &CudaDevice, name: &str) -> Result<Kernel> {
+        let Self { d, rows, keys, queries, wide, .. } = self;
+        let definitions = format!(
+            "{}typedef {} T;\nconstexpr int D = {d}, M = {rows}, N = {keys}, B = {queries};\n",
+            if *wide { "#define WIDE\n" } else { "" },
+            T::NAME,
+        );
+        function(dev, ATTENTION, &format!("_{}_{d}", T::SUFFIX), &definitions, name)
+    }
+
+    /// Bytes of shared memory for `rows` tile rows and, for float32, scores against `columns` columns.
+    fn shared(&self, rows: usize, columns: usize) -> usize {
+        let scratch = if self.wide { self.rows * (columns + 1) } else { 0 };
+        (rows * (self.d + 16 / self.element) + scratch) * self.element
+    }
+}
+
+fn strides(layout: &Layout) -> [i64; 3] {
+    [0, 1, 2].map(|i| layout.stride()[i] as i64)
+}
+
+fn parameters(op: &Attention, q: &Layout, k: &Layout, v: &Layout) -> Result<Params> {
+    let Size { h, hkv, tq, tk, d, .. } = op.size;
+    Ok(Params {
+        q: strides(q),
+        k: strides(k),
+        v: strides(v),
+        g: [0; 3],
+        h: int(h)?,
+        hkv: int(hkv)?,
+        tq: int(tq)?,
+        tk: int(tk)?,
+        d: int(d)?,
+        causal: i32::from(op.visible.offset.is_some()),
+        // A larger offset than there are keys hides nothing, and could overflow.
+        offset: int(op.visible.offset.unwrap_or(0).min(tk))?,
+        splits: 1,
+        split_keys: int(tk)?,
+        scale: op.scale as f32,
+    })
+}
+
+/// Adds the key lengths, which live beside the operation if it has any.
+fn arg_lengths<'a>(args: &mut LaunchArgs<'a>, lengths: Option<&'a CudaView<'a, u32>>) {
+    match lengths {
+        Some(lengths) => args.arg(lengths),
+        None => args.arg(&NULL),
+    };
+}
+
+/// Output `[B, Tq, H, d]` and log-sum-exp `[B, H, Tq]`.
+pub(crate) fn forward(
+    op: &Attention,
+    q: (&CudaStorage, &Layout),
+    k: (&CudaStorage, &Layout),
+    v: (&CudaStorage, &Layout),
+) -> Result<(CudaStorage, Tensor)> {
+    for_gpu_dtype!("attention", q.0.dtype(), T => forward_of::<T>(op, q, k, v))
+}
+
+fn forward_of<T: GpuElement>(
+    op: &Attention,
+    q: (&CudaStorage, &Layout),
+    k: (&CudaStorage, &Layout),
+    v: (&CudaStorage, &Layout),
+) -> Result<(CudaStorage, Tensor)> {
+    let dev = q.0.device();
+    let Size { b, h, hkv, tq, tk, d } = op.size;
+    let tiles = Tiles::new::<T>(d)?;
+    let mut p = parameters(op, q.1, k.1, v.1)?;
+    let (rows, row_tiles) = (b * h * tq, (op.size.group() * tq).div_ceil(tiles.rows));
+    let splits = (2 * ENOUGH_BLOCKS).div_ceil((row_tiles * b * hkv).max(1)).min(tk / SPLIT);
+    let splits = if row_tiles * b * hkv < ENOUGH_BLOCKS { splits.max(1) } else { 1 };
+    (p.splits, p.split_keys) = (int(splits)?, int(tk.div_ceil(splits))?);
+
+    let held = op.lengths.as_ref().map(Tensor::storage_and_layout);
+    let lengths = held.as_ref().map(|(s, l)| view::<u32>(gpu(s)?, l)).transpose()?;
+    let (qv, kv, vv) = (strided::<T>(q.0, q.1)?, strided::<T>(k.0, k.1)?, strided::<T>(v.0, v.1)?);
+    let (mut o, mut lse) = (alloc::<T>(dev, rows * d)?, alloc::<f32>(dev, rows)?);
+    // Scratch for the splits; without splits the kernel does not touch it.
+    let partial = if splits > 1 { splits * rows } else { 1 };
+    let mut acc = alloc::<f32>(dev, partial * d)?;
+    let (mut tops, mut totals) = (alloc::<f32>(dev, partial)?, alloc::<f32>(dev, partial)?);
+    let f = tiles.function::<T>(dev, "attention_forward")?;
+    let shared = tiles.shared(tiles.rows + 2 * tiles.keys, tiles.keys);
+    f.allow_shared(shared)?;
+    let mut args = f.builder();
+    args.arg(&qv).arg(&kv).arg(&vv).arg(&mut o).arg(&mut lse).arg(&mut acc).arg(&mut tops).arg(&mut totals);
+    arg_lengths(&mut args, lengths.as_ref());
+    args.arg(&p);
+    launch(&mut args, grid((row_tiles, b * hkv, splits), (tiles.threads(), 1), shared))?;
+    if splits > 1 {
+        let f = tiles.function::<T>(dev, "attention_merge")?;
+        let (count, mut args) = (rows as i64, f.builder());
+        args.arg(&acc).arg(&tops).arg(&totals).arg(&mut o).arg(&mut lse).arg(&count).arg(&p);
+        launch(&mut args, over(rows * 32))?;
+    }
+    Ok((storage(o, dev), tensor(lse, (b, h, tq), dev)))
+}
+
+/// Gradients of queries, keys and values. `o` is the output `[B, Tq, H, d]`, `g` its gradient viewed as
+/// `[B, H, Tq, d]`, `lse` what [`forward`] returned.
+pub(crate) fn gradients(
+    op: &Attention,
+    [q, k, v, o, g]: [&Tensor; 5],
+    lse: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    for_gpu_dtype!("attention", q.dtype(), T => gradients_of::<T>(op, [q, k, v, o, g], lse))
+}
+
+fn gradients_of<T: GpuElement>(
+    op: &Attention,
+    [q, k, v, o, g]: [&Tensor; 5],
+    lse: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let Size { b, h, hkv, tq, tk, d } = op.size;
+    let tiles = Tiles::new::<T>(d)?;
+    let [(qs, ql), (ks, kl), (vs, vl), (os, ol), (gs, gl)] = [q, k, v, o, g].map(Tensor::storage_and_layout);
+    let (ls, ll) = lse.storage_and_layout();
+    let dev = gpu(&qs)?.device();
+    let mut p = parameters(op, ql, kl, vl)?;
+    p.g = strides(gl);
+    let held = op.lengths.as_ref().map(Tensor::storage_and_layout);
+    let lengths = held.as_ref().map(|(s, l)| view::<u32>(gpu(s)?, l)).transpose()?;
+    let (qv, kv, vv) =
+        (strided::<T>(gpu(&qs)?, ql)?, strided::<T>(gpu(&ks)?, kl)?, strided::<T>(gpu(&vs)?, vl)?);
+    let (ov, gv) = (view::<T>(gpu(&os)?, ol)?, strided::<T>(gpu(&gs)?, gl)?);
+    let lse = view::<f32>(gpu(&ls)?, ll)?;
+
+    let rows = b * h * tq;
+    let mut delta = alloc::<f32>(dev, rows)?;
+    let f = tiles.function::<T>(dev, "attention_delta")?;
+    let (count, mut args) = (rows as i64, f.builder());
+    args.arg(&ov).arg(&gv).arg(&mut delta).arg(&count).arg(&p);
+    launch(&mut args, over(rows * 32))?;
+
+    let mut dq = alloc::<T>(dev, rows * d)?;
+    let f = tiles.function::<T>(dev, "attention_queries")?;
+    let shared = tiles.shared(2 * tiles.rows + 2 * tiles.keys, tiles.keys);
+    f.allow_shared(shared)?;
+    let mut args = f.builder();
+    args.arg(&qv).arg(&kv).arg(&vv).arg(&gv).arg(&lse).arg(&delta).arg(&mut dq);
+    arg_lengths(&mut args, lengths.as_ref());
+    args.arg(&p);
+    let row_tiles = (op.size.group() * tq).div_ceil(tiles.rows);
+    launch(&mut args, grid((row_tiles, b * hkv, 1), (tiles.threads(), 1), shared))?;
+
+    let size = b * hkv * tk * d;
+    let (mut dk, mut dv): (CudaSlice<T>, CudaSlice<T>) = (alloc(dev, size)?, alloc(dev, size)?);
+    let f = tiles.function::<T>(dev, "attention_keys")?;
+    let shared = tiles.shared(2 * tiles.rows + 2 * tiles.queries, tiles.queries);
+    f.allow_shared(shared)?;
+    let mut args = f.builder();
+    args.arg(&qv).arg(&kv).arg(&vv).arg(&gv).arg(&lse).arg(&delta).arg(&mut dk).arg(&mut dv);
+    arg_lengths(&mut args, lengths.as_ref());
+    args.arg(&p);
+    launch(&mut args, grid((tk.div_ceil(tiles.rows), b * hkv, 1), (tiles.threads(), 1), shared))?;
+    Ok((tensor(dq, q.shape(), dev), tensor(dk, k.shape(), dev), tensor(dv, v.shape(), dev)))
+}
