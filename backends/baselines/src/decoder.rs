@@ -5,9 +5,10 @@ use e2llm_backend::{
     Prompt, Request, Response, TokenCounter, Usage,
 };
 use e2llm_lm::{
-    DecoderFiles, DecoderModel, Generation, Message, Precision, Segment, Tokenizer, continuation_ids,
-    open_device, score_continuations, token_counter,
+    DecoderFiles, DecoderModel, Generation, Message, PeftAdapter, Precision, Segment, Tokenizer,
+    continuation_ids, open_device, score_continuations, token_counter,
 };
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +17,13 @@ pub(crate) const WINDOW: OptionSpec = OptionSpec {
     name: "window",
     default: "",
     help: "positions the decoder may use; default: the model's own",
+};
+
+/// The option that makes a trained baseline of a method.
+pub(crate) const LORA: OptionSpec = OptionSpec {
+    name: "lora",
+    default: "",
+    help: "folder of a LoRA adapter of the decoder, in PEFT's layout (what `train` writes for sft-*)",
 };
 
 /// How a method makes a prompt of a request.
@@ -107,7 +115,10 @@ impl<M: Method> DecoderBackend<M> {
         }
         let parameters = files.config.parameters();
         let positions = files.config.max_position_embeddings;
-        let model = DecoderModel::from_files(files, &device, precision)?;
+        let adapter = adapter(context, &mut hash)?;
+        let trained_parameters =
+            adapter.iter().flat_map(|a| a.tensors.values()).map(|t| t.elem_count() as u64).sum();
+        let model = DecoderModel::with_adapter(files, adapter, &device, precision)?;
         let mut warnings = Vec::new();
         if model.tokenizer.chat().is_none() {
             warnings.push("the decoder has no chat template: prompts are raw text".to_owned());
@@ -122,7 +133,7 @@ impl<M: Method> DecoderBackend<M> {
             name: name.into(),
             model: context.model.name.clone(),
             parameters,
-            trained_parameters: 0,
+            trained_parameters,
             window: Some(window as u64),
             dtype: precision.to_string(),
             device: context.device.to_string(),
@@ -149,6 +160,19 @@ impl<M: Method> DecoderBackend<M> {
             e2llm_lm::generate(&model.llama, tokenizer, &model.eos_ids, &segments, &settings, &cancelled)?;
         Ok(generated.into_response(usage, before))
     }
+}
+
+/// The adapter asked for; its files are hashed.
+fn adapter(context: &BuildContext, hash: &mut Fingerprint) -> Result<Option<PeftAdapter>, BackendError> {
+    let folder = Path::new(context.options.text("lora"));
+    if folder.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let adapter = PeftAdapter::read(folder)?;
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        hash.file(name, &folder.join(name)).map_err(|e| BackendError::failed(&e))?;
+    }
+    Ok(Some(adapter))
 }
 
 impl<M: Method> Backend for DecoderBackend<M> {

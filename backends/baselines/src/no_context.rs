@@ -3,7 +3,7 @@
 //! Source: LongBench v2's `--no_context` and common practice. Prompt = chat(instruction). Cost: that of the
 //! instruction's tokens, whatever the context's length T.
 
-use crate::decoder::{Decoder, DecoderBackend, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
 use e2llm_backend::{BackendError, BackendSpec, ErrorKind, Prompt, Usage};
 use e2llm_lm::Segment;
 
@@ -16,7 +16,7 @@ pub fn spec() -> BackendSpec {
         description: "the decoder gets the instruction only: what can be answered without reading",
         source: "LongBench v2 (--no_context)",
         needs_model: true,
-        options: &[WINDOW],
+        options: &[WINDOW, LORA],
         build: |context| Ok(Box::new(DecoderBackend::new(NAME, "all of it", NoContext, context)?)),
     }
 }

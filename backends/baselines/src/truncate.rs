@@ -6,7 +6,7 @@
 //! after that; here a text that became longer by being tokenised anew, beyond the window W, is cut a little more (ours).
 //! Cost: O(T) for tokenising, then that of a prompt of at most W tokens: O(W^2) attention, O(W) memory.
 
-use crate::decoder::{Decoder, DecoderBackend, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
 use crate::policy::{Kept, Policy};
 use e2llm_backend::{BackendError, BackendSpec, BuildContext, ErrorKind, OptionSpec, Prompt, Usage};
 use e2llm_lm::Segment;
@@ -29,6 +29,7 @@ pub fn spec() -> BackendSpec {
             },
             OptionSpec { name: "margin", default: "16", help: "positions left unused, for safety" },
             WINDOW,
+            LORA,
         ],
         build: |context| {
             let method = Truncate::new(context)?;

@@ -23,4 +23,4 @@ pub use config::{AdapterKind, ConfigError, E2llmConfig};
 pub use init::initial_tensors;
 pub use model::{AnswerLoss, E2llmModel, Example, Inputs};
 pub use prompt::{PromptIds, PromptStyle};
-pub use text::encoder_chunks;
+pub use text::{encoder_chunks, encoder_parts};

@@ -15,28 +15,41 @@ pub fn encoder_chunks(
     tokenizer: &Tokenizer,
     window: usize,
 ) -> Result<Vec<Vec<u32>>, LmError> {
-    let encode = |text: &str| tokenizer.encode(text, true);
     let chunks: Vec<_> = chunker.chunks(context);
     let parts: Result<Vec<_>, _> = chunks
         .par_iter()
         .map(|chunk| {
-            let mut ids = Vec::new();
-            fit(chunk.text(context), window, &encode, &mut ids).map(|()| ids)
+            let parts = encoder_parts(chunk.text(context), tokenizer, window)?;
+            Ok(parts.into_iter().map(|(_, ids)| ids).collect::<Vec<_>>())
         })
         .collect();
-    Ok(parts?.concat())
+    parts.map(|p: Vec<_>| p.concat())
 }
 
-/// Adds the ids of `text`, in as many parts as the window needs. Text that is no token at all adds none.
-fn fit(
-    text: &str,
+/// The text of one chunk with its ids, special tokens included, in as many parts as the window needs.
+///
+/// # Errors
+/// As [`encoder_chunks`].
+pub fn encoder_parts<'a>(
+    chunk: &'a str,
+    tokenizer: &Tokenizer,
+    window: usize,
+) -> Result<Vec<(&'a str, Vec<u32>)>, LmError> {
+    let mut parts = Vec::new();
+    fit(chunk, window, &|text| tokenizer.encode(text, true), &mut parts)?;
+    Ok(parts)
+}
+
+/// Adds `text` with its ids, in as many parts as the window needs. Text that is no token at all adds none.
+fn fit<'a>(
+    text: &'a str,
     window: usize,
     encode: &impl Fn(&str) -> Result<Vec<u32>, LmError>,
-    out: &mut Vec<Vec<u32>>,
+    out: &mut Vec<(&'a str, Vec<u32>)>,
 ) -> Result<(), LmError> {
     let ids = encode(text)?;
     if ids.len() <= window {
-        out.extend(Some(ids).filter(|ids| !ids.is_empty()));
+        out.extend(Some((text, ids)).filter(|(_, ids)| !ids.is_empty()));
         return Ok(());
     }
     let half = text.chars().count().div_ceil(2);
@@ -69,8 +82,9 @@ mod tests {
         let text = "abc日日日. def日日日日ghi";
         let mut out = Vec::new();
         fit(text, 8, &by_character, &mut out).unwrap();
-        assert!(out.len() > 1 && out.iter().all(|ids| ids.len() <= 8 && ids[0] == 1));
-        let inner: Vec<u32> = out.iter().flat_map(|ids| ids[1..ids.len() - 1].to_vec()).collect();
+        assert!(out.len() > 1 && out.iter().all(|(_, ids)| ids.len() <= 8 && ids[0] == 1));
+        assert_eq!(out.iter().map(|(part, _)| *part).collect::<String>(), text);
+        let inner: Vec<u32> = out.iter().flat_map(|(_, ids)| ids[1..ids.len() - 1].to_vec()).collect();
         let whole = by_character(text).unwrap();
         assert_eq!(inner, whole[1..whole.len() - 1]);
     }

@@ -1,0 +1,134 @@
+//! What both tasks are opened from.
+
+use crate::config::{DataConfig, TrainConfig};
+use crate::data::{Dataset, Manifest};
+use crate::{Result, Split, TrainError};
+use candle_core::{DType, Tensor, Var};
+use e2llm_lm::{DecoderFiles, Precision, Tokenizer};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A base model, as the user named it and where it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BaseSource {
+    /// What a checkpoint refers to it by: a catalogue name, or an absolute path.
+    pub name: String,
+    /// Its folder or file.
+    pub path: PathBuf,
+    /// SHA-256 of its weights, as checkpoints name it.
+    pub sha256: String,
+}
+
+impl BaseSource {
+    /// Writes a reference to it into `folder`, where the part of a checkpoint would be.
+    pub(super) fn refer(&self, folder: &Path) -> Result<()> {
+        #[derive(Serialize)]
+        struct Reference<'a> {
+            source: &'a str,
+            sha256: &'a str,
+        }
+        std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+        let path = folder.join("source.toml");
+        let reference = Reference { source: &self.name, sha256: &self.sha256 };
+        let text = toml::to_string(&reference).map_err(|e| TrainError::file(&path, e))?;
+        std::fs::write(&path, text).map_err(TrainError::io(&path))
+    }
+}
+
+/// The base models of a training.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The encoder; not needed where the decoder alone is trained.
+    pub encoder: Option<BaseSource>,
+    /// The decoder.
+    pub decoder: BaseSource,
+}
+
+/// Prepared data, both splits of it.
+pub(super) struct Data {
+    pub(super) manifest: Manifest,
+    pub(super) settings: DataConfig,
+    train: Dataset,
+    validation: Dataset,
+    pub(super) fingerprint: String,
+}
+
+impl Data {
+    pub(super) fn open(settings: &DataConfig) -> Result<Self> {
+        let folder = &settings.folder;
+        let manifest = Manifest::of(folder)?;
+        Ok(Self {
+            fingerprint: manifest.fingerprint(folder)?,
+            manifest,
+            settings: settings.clone(),
+            train: Dataset::open(folder, Split::Train)?,
+            validation: Dataset::open(folder, Split::Validation)?,
+        })
+    }
+
+    pub(super) fn split(&self, split: Split) -> &Dataset {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+        }
+    }
+
+    /// A question's answer as it is learned: cut where it is too long, with an end where it is not.
+    pub(super) fn answer(&self, mut ids: Vec<u32>, eos: u32) -> Vec<u32> {
+        if ids.len() > self.settings.max_answer_tokens {
+            ids.truncate(self.settings.max_answer_tokens);
+        } else {
+            ids.push(eos);
+        }
+        ids
+    }
+
+    /// Tokens of an answer as it is learned.
+    pub(super) fn answer_len(&self, tokens: usize) -> usize {
+        if tokens > self.settings.max_answer_tokens { self.settings.max_answer_tokens } else { tokens + 1 }
+    }
+
+    pub(super) fn describe_question(&self, split: Split, item: u32) -> String {
+        let data = self.split(split);
+        if item as usize >= data.questions() {
+            return format!("question {item}");
+        }
+        let (document, ..) = data.question_size(item as usize);
+        format!("question {item} about document {document} ({})", data.name(document))
+    }
+
+    /// Refuses a tokenizer that the data was not prepared with.
+    pub(super) fn check_tokenizer(&self, part: &str, tokenizer: &Tokenizer) -> Result<()> {
+        let expected = match part {
+            "encoder" => &self.manifest.encoder_tokenizer,
+            _ => &self.manifest.decoder_tokenizer,
+        };
+        if *expected == Manifest::tokenizer_id(tokenizer)? {
+            return Ok(());
+        }
+        let message =
+            format!("was prepared with another {part}'s tokenizer: prepare it again for this model");
+        Err(TrainError::file(&self.settings.folder, message))
+    }
+}
+
+/// The token that ends an answer.
+pub(super) fn end_token(files: &DecoderFiles, tokenizer: &Tokenizer) -> Result<u32> {
+    let ids = [tokenizer.eos_ids(), &files.config.eos_token_ids].concat();
+    ids.first().copied().ok_or_else(|| TrainError::Config("the decoder has no end-of-sequence token".into()))
+}
+
+pub(super) fn no_tokenizer(path: &Path) -> TrainError {
+    TrainError::file(path, "this model has no tokenizer")
+}
+
+pub(super) fn precision(config: &TrainConfig) -> Result<Precision> {
+    Ok(config.compute.dtype.parse()?)
+}
+
+/// The variables as they are saved.
+pub(super) fn trained_tensors(vars: &BTreeMap<String, Var>, dtype: &str) -> Result<BTreeMap<String, Tensor>> {
+    let dtype = if dtype == "bf16" { DType::BF16 } else { DType::F32 };
+    vars.iter().map(|(n, v)| Ok((n.clone(), v.as_detached_tensor().to_dtype(dtype)?))).collect()
+}

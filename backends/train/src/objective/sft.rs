@@ -1,0 +1,171 @@
+//! LoRA of a plain decoder: the trained baselines `truncate` and `no-context` of every table.
+//!
+//! What is saved is an adapter in PEFT's layout, which those backends take by their option `lora`, and peft itself.
+
+use super::decoder::{Sequence, answer_loss, check_window};
+use super::open::{Data, Sources, end_token, no_tokenizer, precision, trained_tensors};
+use crate::config::{Method, TrainConfig};
+use crate::{BaseSource, Batch, Item, Objective, Part, Result, TrainError, Trainable};
+use candle_core::{DType, Device, Tensor, Var};
+use e2llm::{E2llmConfig, PromptIds, PromptStyle, initial_tensors};
+use e2llm_lm::{DecoderFiles, Llama, LoraConfig, LoraSource, Params, PeftAdapter, Tokenizer};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const PREFIX: &str = "decoder.";
+
+/// A decoder with its data.
+pub struct SftTask {
+    decoder: Llama,
+    lora: LoraConfig,
+    vars: BTreeMap<String, Var>,
+    tokenizer: Tokenizer,
+    eos: u32,
+    window: usize,
+    /// Where the context is shown: between nothing and an empty line.
+    style: E2llmConfig,
+    reads_context: bool,
+    overhead: usize,
+    data: Data,
+    source: BaseSource,
+    save_dtype: String,
+}
+
+impl SftTask {
+    /// Loads the decoder, and start values or those of `config.model.start` (an adapter in PEFT's layout), and opens
+    /// the data.
+    ///
+    /// # Errors
+    /// Files that cannot be loaded; data prepared for another tokenizer.
+    pub fn open(sources: &Sources, config: &TrainConfig, device: &Device) -> Result<Self> {
+        let data = Data::open(&config.data)?;
+        let files = DecoderFiles::open(&sources.decoder.path)?;
+        let mut lora = config.model.decoder_lora.clone();
+        let tensors = match &config.model.start {
+            Some(folder) => {
+                let adapter = PeftAdapter::read(folder)?;
+                lora = adapter.config;
+                adapter.tensors.into_iter().map(|(n, t)| (format!("{PREFIX}{n}"), t)).collect()
+            }
+            None => initial_tensors(&files.config.lora_tensors(&lora, PREFIX), config.seed)?,
+        };
+        let mut params = Params::new(tensors, device, DType::F32, true);
+        params.check(&files.config.lora_tensors(&lora, PREFIX)).map_err(|problems| {
+            let path = config.model.start.clone().unwrap_or_default();
+            e2llm_lm::LmError::Tensors { path, problems }
+        })?;
+        let source = LoraSource { config: &lora, params: &mut params, prefix: PREFIX };
+        let mut decoder =
+            Llama::load(&files.config, &files.weights, Some(source), device, precision(config)?)?;
+        decoder.set_checkpointing(config.compute.checkpointing);
+        let vars = params.finish()?;
+        if vars.is_empty() {
+            return Err(TrainError::Config(
+                "model.decoder_lora has no target_modules: nothing is trained".into(),
+            ));
+        }
+        let hash = e2llm::checkpoint::weights_hash(&files.weights.files())?;
+        let tokenizer = files.tokenizer.clone().ok_or_else(|| no_tokenizer(&sources.decoder.path))?;
+        data.check_tokenizer("decoder", &tokenizer)?;
+        let style = E2llmConfig {
+            context_prefix: String::new(),
+            instruction_prefix: "\n\n".into(),
+            ..E2llmConfig::default()
+        };
+        let mut task = Self {
+            eos: end_token(&files, &tokenizer)?,
+            window: files.config.max_position_embeddings,
+            decoder,
+            lora,
+            vars,
+            tokenizer,
+            style,
+            reads_context: config.model.method != Method::SftNoContext,
+            overhead: 0,
+            data,
+            source: BaseSource { sha256: hash, ..sources.decoder.clone() },
+            save_dtype: config.model.save_dtype.clone(),
+        };
+        let around = task.around("")?;
+        task.overhead = around.prefix.len() + around.suffix.len() + 1;
+        Ok(task)
+    }
+
+    fn around(&self, instruction: &str) -> Result<PromptIds> {
+        let style = PromptStyle { template: self.tokenizer.chat(), answer_prefix: "" };
+        Ok(if self.reads_context {
+            PromptIds::with_context(&self.style, &self.tokenizer, instruction, style)?
+        } else {
+            PromptIds::without_context(&self.tokenizer, instruction, style)?
+        })
+    }
+
+    /// Tokens read of a context of so many.
+    fn context_len(&self, tokens: usize) -> usize {
+        if self.reads_context { tokens.min(self.data.settings.max_context_tokens) } else { 0 }
+    }
+
+    fn sequence(&self, part: Part, item: u32) -> Result<Sequence> {
+        let data = self.data.split(part.split);
+        let question = data.question(item as usize);
+        let around = self.around(&question.instruction)?;
+        let mut prompt = around.prefix;
+        if self.reads_context {
+            let mut context: Vec<u32> =
+                data.chunks(question.document).flat_map(|c| data.decoder_ids(c)).collect();
+            let most = self.data.settings.max_context_tokens;
+            if context.len() > most {
+                let (head, tail) = (most.div_ceil(2), most / 2);
+                context.drain(head..context.len() - tail);
+            }
+            prompt.extend(context);
+        }
+        prompt.extend(around.suffix);
+        Ok(Sequence { prompt, answer: self.data.answer(question.answer, self.eos) })
+    }
+}
+
+impl Trainable for SftTask {
+    fn vars(&self) -> &BTreeMap<String, Var> {
+        &self.vars
+    }
+
+    fn items(&self, part: Part) -> Result<Vec<Item>> {
+        if part.objective == Objective::Reconstruction {
+            return Ok(Vec::new());
+        }
+        let data = self.data.split(part.split);
+        let context: Vec<usize> = (0..data.documents())
+            .map(|d| self.context_len(data.chunks(d).map(|c| data.decoder_len(c)).sum()))
+            .collect();
+        let one = |q: usize| {
+            let (document, instruction, answer) = data.question_size(q);
+            let targets = self.data.answer_len(answer);
+            let decoder = self.overhead + instruction + context[document] + targets;
+            Item { encoder: 0, decoder: decoder as u32, targets: targets as u32 }
+        };
+        let items: Vec<Item> = (0..data.questions()).map(one).collect();
+        check_window(&items, self.window, |i| self.describe(part, i))?;
+        Ok(items)
+    }
+
+    fn loss(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        let sequences: Result<Vec<_>> = batch.items.iter().map(|i| self.sequence(batch.part, *i)).collect();
+        Ok(answer_loss(&self.decoder, &sequences?)?)
+    }
+
+    fn describe(&self, part: Part, item: u32) -> String {
+        self.data.describe_question(part.split, item)
+    }
+
+    fn fingerprint(&self) -> String {
+        format!("{} {}", self.data.fingerprint, self.source.sha256)
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        let tensors = trained_tensors(&self.vars, &self.save_dtype)?;
+        let tensors =
+            tensors.into_iter().map(|(n, t)| (n.trim_start_matches(PREFIX).to_owned(), t)).collect();
+        Ok(PeftAdapter { config: self.lora.clone(), tensors }.write(folder, &self.source.name)?)
+    }
+}

@@ -1,0 +1,13 @@
+//! Training, on models of a few thousand parameters and on the reference's cases.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where what it needs cannot be made")]
+
+mod data;
+mod golden;
+mod kill;
+mod overfit;
+mod resume;
+mod stops;
+mod support;
+#[path = "../../../e2llm/tests/tiny/mod.rs"]
+mod tiny;
