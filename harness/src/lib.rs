@@ -11,3 +11,4 @@ pub mod plugins;
 pub mod run;
 pub mod score;
 pub mod store;
+pub mod training;

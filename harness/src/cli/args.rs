@@ -38,6 +38,10 @@ pub enum Command {
     Model(ModelArgs),
     /// Describe or import benchmark data
     Data(DataArgs),
+    /// Turn records into training data
+    Prepare(PrepareArgs),
+    /// Train a model
+    Train(TrainArgs),
     /// List or verify plugins
     Plugin(PluginArgs),
     /// Print a shell's completion script
@@ -229,6 +233,88 @@ pub enum DataCommand {
         #[allow(missing_docs)]
         plugins: PluginDirs,
     },
+}
+
+/// Flags of `prepare`.
+#[derive(Debug, Args)]
+pub struct PrepareArgs {
+    /// New folder for the prepared data
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Records to learn from: JSON Lines of {"context","prompt","answer"}, also .zst or .gz (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub input: Vec<PathBuf>,
+    /// Records to validate on instead of a part of --input (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub validation_input: Vec<PathBuf>,
+    /// A file that names the files of both splits, relative to --data
+    #[arg(long, value_name = "FILE", requires = "data", conflicts_with_all = ["input", "validation_input"])]
+    pub splits: Option<PathBuf>,
+    /// Folder that the files of --splits are in
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Encoder whose ids are made: a catalogue name or a folder
+    #[arg(long, value_name = "NAME|PATH", default_value = "all-minilm-l6-v2")]
+    pub encoder: String,
+    /// Decoder whose ids are made: a catalogue name, a folder or a .gguf file
+    #[arg(long, value_name = "NAME|PATH", default_value = "smollm2-135m-instruct")]
+    pub decoder: String,
+    /// Characters of a chunk at most
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub chunk_chars: usize,
+    /// Fraction of a chunk that the next one repeats, 0 to 0.5
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    pub chunk_overlap: f64,
+    /// Fraction of the documents of --input kept for validation
+    #[arg(long, value_name = "F", default_value_t = 0.05)]
+    pub validation: f64,
+    /// Fraction of the records that may be unusable
+    #[arg(long, value_name = "F", default_value_t = 0.01)]
+    pub max_bad: f64,
+    /// Seed of the split
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// No progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print what was prepared as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub models: ModelFlags,
+}
+
+/// Flags of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Settings of the training (see configs/train.toml)
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Folder of the training [default: train/<name of the configuration>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Prepared data, instead of the configuration's
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Continue an interrupted training; starts one where there is none
+    #[arg(long)]
+    pub resume: bool,
+    /// `cpu` or `cuda:N`, instead of the configuration's
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Steps in all, instead of the configuration's: its last phases are cut, or the very last one made longer
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// No progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print the outcome as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub models: ModelFlags,
 }
 
 /// Flags of `plugin`.

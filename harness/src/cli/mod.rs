@@ -10,10 +10,12 @@ mod metric;
 mod model;
 mod output;
 mod plugin;
+mod prepare;
 mod run;
 mod score;
+mod train;
 
-pub use args::{Cli, Command};
+pub use args::{Cli, Command, PrepareArgs};
 
 use crate::failure::{Exit, Result};
 use clap::Parser;
@@ -47,6 +49,8 @@ fn dispatch(command: Command) -> Result<Exit> {
         Command::Metric(args) => metric::metric(&args),
         Command::Model(args) => model::model(&args),
         Command::Data(args) => data::data(&args),
+        Command::Prepare(args) => prepare::prepare(&args),
+        Command::Train(args) => train::train(&args),
         Command::Plugin(args) => plugin::plugin(&args),
         Command::Completions(args) => Ok(args.print()),
     }

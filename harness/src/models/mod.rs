@@ -26,4 +26,5 @@ pub use catalogue::{Catalogue, Entry, FileSpec, HubSource, Kind, PythonSource, S
 pub use error::{Attempt, ModelError, Unavailable};
 pub use fetch::{FetchSettings, Fetcher};
 pub use info::{FileInfo, ModelInfo};
+pub use resolve::weights_sha256;
 pub use verify::FileState;

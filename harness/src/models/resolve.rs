@@ -138,7 +138,7 @@ impl Fetcher {
                     };
                     return Err(unusable(file, format!("no model `{}`", reference.source), help));
                 }
-                let sha256 = weights_of(&path).map_err(|e| ModelError::io("read", &path, 0, e))?;
+                let sha256 = weights_sha256(&path).map_err(|e| ModelError::io("read", &path, 0, e))?;
                 if sha256.as_ref() != Some(&reference.sha256) {
                     return Err(other_weights(sha256));
                 }
@@ -227,8 +227,12 @@ fn window_of(path: &Path) -> Option<u64> {
     read_config(path).ok()?.get("max_position_embeddings")?.as_u64()
 }
 
-/// The sha256 of the weights in a folder, or of a single file.
-fn weights_of(path: &Path) -> std::io::Result<Option<String>> {
+/// The sha256 of the weights in a folder (see [`Entry::weights_sha256`](super::Entry::weights_sha256)), or of a single
+/// file; `None` where there are no weights.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn weights_sha256(path: &Path) -> std::io::Result<Option<String>> {
     if path.is_file() {
         return sha256_of(path).map(Some);
     }

@@ -1,0 +1,115 @@
+//! `train`.
+
+use super::args::TrainArgs;
+use super::output;
+use crate::failure::{Exit, Failure, Result};
+use crate::run::fetcher;
+use crate::training::{TrainReporter, base, failure};
+use e2llm_lm::open_device;
+use e2llm_train::config::Method;
+use e2llm_train::{E2llmTask, End, Outcome, RunOptions, SftTask, Sources, TrainConfig, Trainable};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Trains a model.
+///
+/// # Errors
+/// Settings or data that cannot be trained on; anything that stops the training, whose last checkpoint stays.
+pub(super) fn train(args: &TrainArgs) -> Result<Exit> {
+    let config = config(args)?;
+    let cancel = super::run::cancel_on_ctrl_c()?;
+    let device: e2llm_backend::Device = config.compute.device.parse().map_err(Failure::usage)?;
+    let device = open_device(device).map_err(|e| Failure::failed(e.to_string()))?;
+    let fetcher = fetcher(args.models.models_file.as_deref(), args.models.offline, args.quiet, &cancel)?;
+    let is_e2llm = config.model.method == Method::E2llm;
+    let encoder =
+        is_e2llm.then(|| base(&fetcher, &config.model.encoder, "encoder", |f| f.encoder)).transpose()?;
+    let decoder = base(&fetcher, &config.model.decoder, "decoder", |f| f.decoder)?;
+    let sources = Sources { encoder, decoder };
+    let model: Box<dyn Trainable> = if is_e2llm {
+        let task = E2llmTask::open(&sources, &config, &device).map_err(failure)?;
+        for warning in task.warnings().iter().filter(|_| !args.quiet) {
+            output::note(&format!("note: {warning}"));
+        }
+        Box::new(task)
+    } else {
+        Box::new(SftTask::open(&sources, &config, &device).map_err(failure)?)
+    };
+    if !args.quiet {
+        let trained: usize = model.vars().values().map(|v| v.elem_count()).sum();
+        output::note(&format!("training {trained} parameters in {} tensors", model.vars().len()));
+    }
+    let options = RunOptions { folder: out_folder(args), resume: args.resume, cancel };
+    let mut reporter = TrainReporter::new(args.quiet);
+    let outcome = e2llm_train::train(model.as_ref(), &config, &options, &mut reporter);
+    reporter.finish();
+    let outcome = outcome.map_err(failure)?;
+    show(args, &outcome)?;
+    if outcome.end == End::Cancelled {
+        return Err(Failure::interrupted(format!("interrupted after step {}", outcome.steps)).help(format!(
+            "{} holds all of it: run the same command with --resume --out {}",
+            outcome.last.display(),
+            options.folder.display()
+        )));
+    }
+    Ok(Exit::Done)
+}
+
+/// The file's settings, and the flags over them.
+fn config(args: &TrainArgs) -> Result<TrainConfig> {
+    let path = args.config.display().to_string();
+    let text = std::fs::read_to_string(&args.config)
+        .map_err(|e| Failure::usage(format!("cannot read configuration {path}: {e}")))?;
+    let mut config: TrainConfig = toml::from_str(&text).map_err(|e| {
+        let failure = Failure::usage(format!("configuration {path}: {}", e.message()));
+        match e.span() {
+            Some(span) => failure.at(&path, &text, span),
+            None => failure,
+        }
+    })?;
+    if let Some(device) = &args.device {
+        config.compute.device.clone_from(device);
+    }
+    if let Some(data) = &args.data {
+        config.data.folder.clone_from(data);
+    }
+    if let Some(steps) = args.steps {
+        config.set_steps(steps);
+    }
+    config.check().map_err(|e| failure(e).within(format!("configuration {path}")))?;
+    if config.data.folder.as_os_str().is_empty() {
+        return Err(
+            Failure::usage("no data").help("name a folder that `prepare` wrote: data.folder, or --data DIR")
+        );
+    }
+    Ok(config)
+}
+
+fn out_folder(args: &TrainArgs) -> PathBuf {
+    let name = args.config.file_stem().map_or_else(|| "run".into(), |n| n.to_owned());
+    args.out.clone().unwrap_or_else(|| Path::new("train").join(name))
+}
+
+fn show(args: &TrainArgs, outcome: &Outcome) -> Result<()> {
+    if args.json {
+        let end = match outcome.end {
+            End::Finished => "finished",
+            End::Early => "early",
+            End::Cancelled => "cancelled",
+        };
+        let best = outcome.best.map(|b| json!({"step": b.step, "loss": b.loss}));
+        return output::print_json(
+            &json!({"end": end, "steps": outcome.steps, "best": best, "checkpoint": outcome.last}),
+        );
+    }
+    if !args.quiet && outcome.end != End::Cancelled {
+        if outcome.end == End::Early {
+            output::note("the validation got no better: ended early");
+        }
+        if let Some(best) = outcome.best {
+            output::note(&format!("best validation: {:.4} nats/token after step {}", best.loss, best.step));
+        }
+        output::note(&format!("last checkpoint: {}", outcome.last.display()));
+    }
+    Ok(())
+}
