@@ -6,7 +6,7 @@
 use crate::adapter::Adapter;
 use crate::config::E2llmConfig;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use e2llm_kernels::IGNORED;
+use e2llm_kernels::{IGNORED, gather_rows};
 use e2llm_lm::{BertEncoder, Generation, Llama, LmError, Segment};
 
 /// One training or inference example, already tokenised.
@@ -125,41 +125,54 @@ impl E2llmModel {
     pub fn inputs(&self, batch: &[Example]) -> Result<Inputs> {
         let chunks: Vec<_> = batch.iter().flat_map(|e| e.chunks.iter().cloned()).collect();
         let k = self.config.soft_tokens_per_chunk;
-        let soft = if chunks.is_empty() { None } else { Some(self.soft_tokens(&chunks)?.flatten(0, 1)?) };
-        let ids: Vec<u32> =
-            batch.iter().flat_map(|e| [&e.prefix, &e.suffix, &e.answer]).flatten().copied().collect();
-        let tokens = if ids.is_empty() { None } else { Some(self.decoder.embed(&ids)?.squeeze(0)?) };
-        let Some(some) = soft.as_ref().or(tokens.as_ref()) else {
-            bail!("a batch without tokens");
-        };
         let lengths: Vec<usize> = batch
             .iter()
             .map(|e| e.chunks.len() * k + e.prefix.len() + e.suffix.len() + e.answer.len())
             .collect();
+        if lengths.contains(&0) || lengths.is_empty() {
+            bail!("a batch or an example without tokens");
+        }
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let zeros = Tensor::zeros((longest, some.dim(1)?), some.dtype(), some.device())?;
 
-        let mut pieces = Vec::new();
+        // For each position its token and its soft token, of which it has one or, where padded, neither.
+        let (mut ids, mut token_rows) = (Vec::new(), Vec::with_capacity(batch.len() * longest));
+        let (mut soft_rows, mut soft_count) = (Vec::with_capacity(batch.len() * longest), 0);
         let mut labels = Vec::with_capacity(batch.len() * longest);
-        let (mut token_at, mut soft_at) = (0, 0);
         for (example, &length) in batch.iter().zip(&lengths) {
-            if length == 0 {
-                bail!("an example without tokens");
-            }
-            let after = example.suffix.len() + example.answer.len();
-            for (source, at, n) in [
-                (tokens.as_ref(), &mut token_at, example.prefix.len()),
-                (soft.as_ref(), &mut soft_at, example.chunks.len() * k),
-            ] {
-                push_rows(&mut pieces, source, at, n)?;
-            }
-            push_rows(&mut pieces, tokens.as_ref(), &mut token_at, after)?;
-            push_rows(&mut pieces, Some(&zeros), &mut 0, longest - length)?;
+            let soft = example.chunks.len() * k;
+            let mut words = |words: &[u32], rows: &mut Vec<u32>| {
+                rows.extend((ids.len()..ids.len() + words.len()).map(|row| row as u32));
+                ids.extend_from_slice(words);
+            };
+            words(&example.prefix, &mut token_rows);
+            token_rows.extend(std::iter::repeat_n(IGNORED, soft));
+            words(&example.suffix, &mut token_rows);
+            words(&example.answer, &mut token_rows);
+            token_rows.extend(std::iter::repeat_n(IGNORED, longest - length));
+            soft_rows.extend(std::iter::repeat_n(IGNORED, example.prefix.len()));
+            soft_rows.extend(soft_count..soft_count + soft as u32);
+            soft_rows.extend(std::iter::repeat_n(IGNORED, longest - example.prefix.len() - soft));
+            soft_count += soft as u32;
             labels.extend(std::iter::repeat_n(IGNORED, length - example.answer.len()));
             labels.extend_from_slice(&example.answer);
             labels.extend(std::iter::repeat_n(IGNORED, longest - length));
         }
-        let embeddings = Tensor::cat(&pieces, 0)?.reshape((batch.len(), longest, ()))?;
+        let tokens = if ids.is_empty() {
+            None
+        } else {
+            Some(gather_rows(&self.decoder.embed(&ids)?.squeeze(0)?, &token_rows)?)
+        };
+        let soft = if chunks.is_empty() {
+            None
+        } else {
+            Some(gather_rows(&self.soft_tokens(&chunks)?.flatten(0, 1)?, &soft_rows)?)
+        };
+        let embeddings = match (tokens, soft) {
+            (Some(tokens), Some(soft)) => (tokens + soft)?,
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => bail!("a batch without tokens"),
+        };
+        let embeddings = embeddings.reshape((batch.len(), longest, ()))?;
         Ok(Inputs { embeddings, lengths, labels })
     }
 
@@ -173,7 +186,7 @@ impl E2llmModel {
         let hidden = self.decoder.forward_hidden(&inputs.embeddings, Some(&inputs.lengths), None)?;
         let logits = self.decoder.logits(&hidden)?;
         let (rows, targets) = inputs.predictions();
-        let kept = logits.flatten(0, 1)?.index_select(&indices(rows, logits.device())?, 0)?;
+        let kept = gather_rows(&logits.flatten(0, 1)?, &rows)?;
         Ok((cross_entropy(&kept, targets)?.mean()?, logits))
     }
 
@@ -185,7 +198,7 @@ impl E2llmModel {
         let inputs = self.inputs(batch)?;
         let hidden = self.decoder.forward_hidden(&inputs.embeddings, Some(&inputs.lengths), None)?;
         let (rows, targets) = inputs.predictions();
-        let kept = hidden.flatten(0, 1)?.index_select(&indices(rows, hidden.device())?, 0)?;
+        let kept = gather_rows(&hidden.flatten(0, 1)?, &rows)?;
         cross_entropy(&self.decoder.logits(&kept)?, targets)
     }
 
@@ -217,17 +230,6 @@ impl Inputs {
         let kept = followed.filter(|i| self.labels[i + 1] != IGNORED);
         kept.map(|i| (i as u32, self.labels[i + 1])).unzip()
     }
-}
-
-/// Adds the next `n` rows of `source` to `pieces`.
-fn push_rows(pieces: &mut Vec<Tensor>, source: Option<&Tensor>, at: &mut usize, n: usize) -> Result<()> {
-    if n > 0
-        && let Some(source) = source
-    {
-        pieces.push(source.narrow(0, *at, n)?);
-        *at += n;
-    }
-    Ok(())
 }
 
 fn indices(rows: Vec<u32>, device: &Device) -> Result<Tensor> {

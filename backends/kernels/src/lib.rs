@@ -14,6 +14,7 @@ mod checkpoint;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod element;
+mod gather;
 mod gemm;
 mod host;
 mod linear;
@@ -26,6 +27,7 @@ mod simd;
 pub use activation::{gelu, silu_mul};
 pub use attention::{Mask, attention, attention_rows};
 pub use checkpoint::checkpoint;
+pub use gather::gather_rows;
 pub use linear::linear;
 pub use loss::{IGNORED, cross_entropy};
 pub use norm::{layer_norm, rms_norm};

@@ -43,6 +43,6 @@ pub(super) fn answer_loss(decoder: &Llama, batch: &[Sequence]) -> candle_core::R
     let n = targets.len();
     let embedded = decoder.embed(&ids)?.reshape((batch.len(), longest, ()))?;
     let hidden = decoder.forward_hidden(&embedded, Some(&lengths), None)?;
-    let kept = hidden.flatten(0, 1)?.index_select(&Tensor::from_vec(rows, n, decoder.device())?, 0)?;
+    let kept = e2llm_kernels::gather_rows(&hidden.flatten(0, 1)?, &rows)?;
     e2llm_kernels::cross_entropy(&decoder.logits(&kept)?, &Tensor::from_vec(targets, n, decoder.device())?)
 }
