@@ -1,7 +1,7 @@
 //! `e2llm_config.json`: everything about a model that its base models do not say.
 
 use e2llm_backend::{Chunker, ChunkerError};
-use e2llm_lm::LoraConfig;
+use e2llm_lm::{LoraConfig, lora_targets};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -85,18 +85,15 @@ pub struct E2llmConfig {
 
 impl Default for E2llmConfig {
     fn default() -> Self {
-        let lora = |targets: &[&str]| LoraConfig {
-            r: 16,
-            lora_alpha: 32.0,
-            target_modules: targets.iter().map(|t| (*t).to_owned()).collect(),
-        };
+        let targets = |t: &str| lora_targets(t, "paper").expect("configs/lora.toml is part of the program");
+        let lora = |model_type| LoraConfig { r: 16, lora_alpha: 32.0, target_modules: targets(model_type) };
         Self {
             adapter: AdapterKind::Vpma,
             soft_tokens_per_chunk: 1,
             vpma_num_heads: 4,
             output_scale: false,
-            encoder_lora: lora(&["query", "key", "value"]),
-            decoder_lora: lora(&["q_proj", "k_proj", "v_proj", "o_proj"]),
+            encoder_lora: lora("bert"),
+            decoder_lora: lora("llama"),
             chunk_chars: 512,
             chunk_overlap: 0.0,
             context_prefix: "Given the contexts:\n".into(),
