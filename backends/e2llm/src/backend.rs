@@ -15,7 +15,9 @@ use e2llm_backend::{
     Backend, BackendError, BackendInfo, BackendSpec, BuildContext, CancelFlag, Choice, Chunker, ErrorKind,
     Fingerprint, OptionSpec, Options, Prompt, Request, Response, TokenCounter, Usage,
 };
-use e2llm_lm::{Generation, LmError, Precision, Segment, Tokenizer, open_device, score_continuations};
+use e2llm_lm::{
+    Generation, LmError, Precision, Segment, Tokenizer, Weights, open_device, score_continuations,
+};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -380,9 +382,11 @@ fn fingerprint(
         hash.file(&name, file).map_err(|e| BackendError::failed(&e))?;
     }
     match sources.checkpoint.as_ref().filter(|_| loaded.trained) {
-        Some(folder) => hash.file("trained", &folder.join(checkpoint::TRAINED)),
-        None => Ok(hash.text("seed", &settings.seed.to_string())),
-    }
-    .map_err(|e| BackendError::failed(&e))?;
+        Some(folder) => {
+            let files = Weights::open_named(folder, checkpoint::TRAINED)?.files();
+            hash.text("trained", &checkpoint::weights_hash(&files)?)
+        }
+        None => hash.text("seed", &settings.seed.to_string()),
+    };
     Ok(hash.finish())
 }

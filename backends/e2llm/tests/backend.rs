@@ -25,19 +25,6 @@ struct Models {
     checkpoint: PathBuf,
 }
 
-/// A BERT of the given window in `folder`.
-fn encoder(folder: &Path, window: usize) {
-    let config = serde_json::json!({
-        "model_type": "bert", "vocab_size": tiny::VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": window,
-        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0,
-    });
-    tiny::write_json(folder, "config.json", &config);
-    let specs = BertConfig::from_file(&folder.join("config.json")).unwrap().tensors();
-    tiny::weights(folder, &specs);
-    tiny::tokenizer(folder, true);
-}
-
 fn models() -> Models {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
@@ -47,7 +34,7 @@ fn models() -> Models {
         checkpoint: at("checkpoint"),
         _folder: folder,
     };
-    encoder(&models.encoder, ENCODER_WINDOW);
+    tiny::encoder(&models.encoder, ENCODER_WINDOW);
     tiny::decoder(&models.decoder, DECODER_WINDOW);
     models
 }
@@ -245,7 +232,7 @@ fn specs(models: &Models, config: &E2llmConfig) -> Vec<TensorSpec> {
 
 fn trained(models: &Models, base: &BaseModels) {
     let tensors = initial_tensors(&specs(models, &config()), 5).unwrap();
-    save(&models.checkpoint, &config(), &tensors, base).unwrap();
+    save(&models.checkpoint, &config(), &tensors, base, None).unwrap();
 }
 
 fn build(models: &Models, options: &[(&str, &str)]) -> Result<backend::E2llmBackend, BackendError> {
@@ -315,7 +302,7 @@ fn all_that_is_wrong_with_a_checkpoint_is_listed_at_once() {
     let scale = tensors["output_scale"].clone();
     tensors.insert("output_scale".into(), scale.reshape((1, 1)).unwrap());
     tensors.insert("adapter.S".into(), scale.clone());
-    save(&models.checkpoint, &config(), &tensors, &BaseModels::default()).unwrap();
+    save(&models.checkpoint, &config(), &tensors, &BaseModels::default(), None).unwrap();
     let mut base =
         candle_core::safetensors::load(models.encoder.join("model.safetensors"), scale.device()).unwrap();
     base.remove("embeddings.LayerNorm.bias").unwrap();

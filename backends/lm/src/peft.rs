@@ -1,15 +1,15 @@
 //! LoRA adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 
 use crate::config::read_json;
-use crate::{LmError, LoraConfig, Result, Weights};
+use crate::{LmError, LoraConfig, Result, Weights, write_safetensors};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const CONFIG: &str = "adapter_config.json";
-const TENSORS: &str = "adapter_model.safetensors";
+const STEM: &str = "adapter_model";
 /// What PEFT puts before the base model's own names.
 const PREFIX: &str = "base_model.model.";
 
@@ -20,6 +20,32 @@ pub struct PeftAdapter {
     pub config: LoraConfig,
     /// By the base model's names: `model.layers.0.self_attn.q_proj.lora_A.weight`.
     pub tensors: BTreeMap<String, Tensor>,
+}
+
+/// What kind of model an adapter is for, in PEFT's terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeftTask {
+    /// A decoder.
+    CausalLm,
+    /// An encoder.
+    FeatureExtraction,
+}
+
+impl PeftTask {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "CAUSAL_LM",
+            Self::FeatureExtraction => "FEATURE_EXTRACTION",
+        }
+    }
+
+    /// Modules whose last name may be a target's but which have no adapter here: BERT's pooler is not part of the encoder.
+    fn excluded(self) -> &'static [&'static str] {
+        match self {
+            Self::CausalLm => &[],
+            Self::FeatureExtraction => &["pooler.dense"],
+        }
+    }
 }
 
 /// What is read of `adapter_config.json`.
@@ -50,6 +76,8 @@ struct Write<'a> {
     lora_alpha: f64,
     lora_dropout: f64,
     target_modules: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    exclude_modules: &'a [&'a str],
     bias: &'a str,
     fan_in_fan_out: bool,
     inference_mode: bool,
@@ -87,7 +115,7 @@ impl PeftAdapter {
                 return unsupported(format!("`target_modules` as a pattern, `{pattern}`"));
             }
         };
-        let weights = Weights::open(&folder.join(TENSORS))?;
+        let weights = Weights::open_named(folder, STEM)?;
         let mut tensors = BTreeMap::new();
         for name in weights.tensors().keys() {
             let tensor = weights.load(name, DType::F32, &Device::Cpu)?;
@@ -96,19 +124,30 @@ impl PeftAdapter {
         Ok(Self { config: LoraConfig { r: read.r, lora_alpha: read.lora_alpha, target_modules }, tensors })
     }
 
+    /// The base model that an adapter's folder names, if it names one.
+    ///
+    /// # Errors
+    /// A configuration that is missing or damaged.
+    pub fn base_of(folder: &Path) -> Result<Option<String>> {
+        let config: serde_json::Map<String, Value> = read_json(&folder.join(CONFIG))?;
+        let name = config.get("base_model_name_or_path").and_then(Value::as_str);
+        Ok(name.filter(|n| !n.is_empty()).map(str::to_owned))
+    }
+
     /// Writes an adapter's folder, which must exist. `base` names the base model.
     ///
     /// # Errors
     /// Anything that cannot be written.
-    pub fn write(&self, folder: &Path, base: &str) -> Result<()> {
+    pub fn write(&self, folder: &Path, base: &str, task: PeftTask) -> Result<()> {
         let write = Write {
             peft_type: "LORA",
-            task_type: "CAUSAL_LM",
+            task_type: task.name(),
             base_model_name_or_path: base,
             r: self.config.r,
             lora_alpha: self.config.lora_alpha,
             lora_dropout: 0.0,
             target_modules: &self.config.target_modules,
+            exclude_modules: task.excluded(),
             bias: "none",
             fan_in_fan_out: false,
             inference_mode: true,
@@ -118,12 +157,7 @@ impl PeftAdapter {
         let path = folder.join(CONFIG);
         let text = serde_json::to_string_pretty(&write).map_err(|e| LmError::file(&path, e))?;
         std::fs::write(&path, text + "\n").map_err(|e| LmError::io(&path, e))?;
-        let all: HashMap<String, Tensor> =
-            self.tensors.iter().map(|(n, t)| (format!("{PREFIX}{n}"), t.detach())).collect();
-        let path = folder.join(TENSORS);
-        candle_core::safetensors::save(&all, &path).map_err(|e| match e {
-            candle_core::Error::Io(e) => LmError::io(&path, e),
-            other => LmError::file(&path, other),
-        })
+        let named = self.tensors.iter().map(|(n, t)| (format!("{PREFIX}{n}"), t.clone()));
+        write_safetensors(folder, STEM, &named.collect(), None).map(drop)
     }
 }

@@ -199,6 +199,20 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The text of a token id.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Writes it as a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = self.inner.to_string(true).map_err(|e| LmError::Tokenizer(e.to_string()))?;
+        std::fs::write(path, text).map_err(|e| LmError::io(path, e))
+    }
+
     /// Number of ids, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

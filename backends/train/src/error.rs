@@ -57,7 +57,7 @@ pub enum TrainError {
     },
     /// A model that cannot be loaded or run.
     #[error(transparent)]
-    Model(#[from] e2llm_lm::LmError),
+    Model(e2llm_lm::LmError),
     /// A checkpoint that cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] e2llm::checkpoint::CheckpointError),
@@ -75,5 +75,14 @@ impl TrainError {
 
     pub(crate) fn file(path: &Path, message: impl fmt::Display) -> Self {
         Self::File { path: path.to_owned(), message: message.to_string() }
+    }
+}
+
+impl From<e2llm_lm::LmError> for TrainError {
+    fn from(error: e2llm_lm::LmError) -> Self {
+        match error {
+            e2llm_lm::LmError::Io { path, source } => Self::Io { path, source },
+            other => Self::Model(other),
+        }
     }
 }

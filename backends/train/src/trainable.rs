@@ -103,6 +103,9 @@ pub trait Trainable {
     /// Failing tensor operations.
     fn loss(&self, batch: &Batch<'_>) -> Result<Tensor>;
 
+    /// The document that an item is about: losses of one document's items are not independent.
+    fn document(&self, part: Part, item: u32) -> String;
+
     /// An item for a message: which document and what of it.
     fn describe(&self, part: Part, item: u32) -> String;
 

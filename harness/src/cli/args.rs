@@ -42,6 +42,8 @@ pub enum Command {
     Prepare(PrepareArgs),
     /// Train a model
     Train(TrainArgs),
+    /// Measure a model's losses on prepared validation data
+    Validate(ValidateArgs),
     /// List or verify plugins
     Plugin(PluginArgs),
     /// Print a shell's completion script
@@ -186,6 +188,72 @@ pub enum ModelCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Write a plain HF model: LoRA added to the weights of its base models
+    MergeLora(MergeArgs),
+    /// Write an E2LLM checkpoint in another form: element type, file size, LoRA to and from PEFT's layout
+    Convert(ConvertArgs),
+}
+
+/// Flags of `model merge-lora`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// An E2LLM model (catalogue name or folder), or the folder of a LoRA adapter in PEFT's layout
+    pub model: String,
+    /// New folder: `encoder/` and `decoder/` of an E2LLM model, the decoder itself of an adapter
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The decoder that an adapter is for [default: the one it names]
+    #[arg(long, value_name = "NAME|PATH")]
+    pub decoder: Option<String>,
+    /// Element type of the weights
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: ElementType,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub models: ModelFlags,
+}
+
+/// Flags of `model convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// A trained E2LLM model: catalogue name or folder
+    pub model: String,
+    /// New folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What is written: a checkpoint, or its LoRA as PEFT adapters in `encoder/` and `decoder/`
+    #[arg(long, value_enum, default_value = "e2llm")]
+    pub to: ModelLayout,
+    /// Take LoRA from the PEFT adapters in this folder's `encoder/` and `decoder/`
+    #[arg(long, value_name = "DIR")]
+    pub from_peft: Option<PathBuf>,
+    /// Element type of the tensors
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: ElementType,
+    /// Most MiB of one file of tensors; more are written as shards
+    #[arg(long, value_name = "N")]
+    pub max_file_mib: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub models: ModelFlags,
+}
+
+/// Element type of written tensors.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ElementType {
+    /// float32
+    F32,
+    /// bfloat16
+    Bf16,
+}
+
+/// Layout of a written model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModelLayout {
+    /// An E2LLM checkpoint
+    E2llm,
+    /// PEFT adapters
+    Peft,
 }
 
 /// Flags of `data`.
@@ -247,10 +315,16 @@ pub struct PrepareArgs {
     /// Records to validate on instead of a part of --input (repeatable)
     #[arg(long, value_name = "FILE")]
     pub validation_input: Vec<PathBuf>,
+    /// Tasks whose questions to learn from, asked as the task asks them; split `train` unless named
+    #[arg(long, value_name = "TASK[:SPLIT],..", value_delimiter = ',', requires = "data")]
+    pub from_task: Vec<String>,
     /// A file that names the files of both splits, relative to --data
     #[arg(long, value_name = "FILE", requires = "data", conflicts_with_all = ["input", "validation_input"])]
     pub splits: Option<PathBuf>,
-    /// Folder that the files of --splits are in
+    /// Read files of --splits whose folder is a task's through that task: its questions are asked as in an evaluation
+    #[arg(long, requires = "splits")]
+    pub task_prompts: bool,
+    /// Folder with a folder per task, for --splits and --from-task
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Encoder whose ids are made: a catalogue name or a folder
@@ -283,6 +357,9 @@ pub struct PrepareArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub models: ModelFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub plugins: PluginDirs,
 }
 
 /// Flags of `train`.
@@ -310,6 +387,42 @@ pub struct TrainArgs {
     #[arg(short, long)]
     pub quiet: bool,
     /// Print the outcome as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub models: ModelFlags,
+}
+
+/// Flags of `validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Settings of the model and of what it reads, as for `train` (see configs/train.toml)
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Prepared data
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// The trained weights, instead of the configuration's `model.start`: a checkpoint, or an adapter for sft-*
+    #[arg(long, value_name = "DIR")]
+    pub start: Option<PathBuf>,
+    /// `e2llm`, `sft-truncate` or `sft-no-context`, instead of the configuration's; sft-* without --start is the decoder
+    /// as it is
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+    /// Most items of each objective, evenly spread; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub items: usize,
+    /// Consecutive chunks of a reconstruction window
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub window: usize,
+    /// `cpu` or `cuda:N`, instead of the configuration's
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// No progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// One JSON line for each objective
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

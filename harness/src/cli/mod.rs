@@ -14,6 +14,7 @@ mod prepare;
 mod run;
 mod score;
 mod train;
+mod validate;
 
 pub use args::{Cli, Command, PrepareArgs};
 
@@ -51,6 +52,7 @@ fn dispatch(command: Command) -> Result<Exit> {
         Command::Data(args) => data::data(&args),
         Command::Prepare(args) => prepare::prepare(&args),
         Command::Train(args) => train::train(&args),
+        Command::Validate(args) => validate::validate(&args),
         Command::Plugin(args) => plugin::plugin(&args),
         Command::Completions(args) => Ok(args.print()),
     }

@@ -2,9 +2,11 @@
 
 use super::args::TrainArgs;
 use super::output;
+use crate::config::ModelFlags;
 use crate::failure::{Exit, Failure, Result};
 use crate::run::fetcher;
 use crate::training::{TrainReporter, base, failure};
+use e2llm_backend::{CancelFlag, Device};
 use e2llm_lm::open_device;
 use e2llm_train::config::Method;
 use e2llm_train::{E2llmTask, End, Outcome, RunOptions, SftTask, Sources, TrainConfig, Trainable};
@@ -18,23 +20,7 @@ use std::path::{Path, PathBuf};
 pub(super) fn train(args: &TrainArgs) -> Result<Exit> {
     let config = config(args)?;
     let cancel = super::run::cancel_on_ctrl_c()?;
-    let device: e2llm_backend::Device = config.compute.device.parse().map_err(Failure::usage)?;
-    let device = open_device(device).map_err(|e| Failure::failed(e.to_string()))?;
-    let fetcher = fetcher(args.models.models_file.as_deref(), args.models.offline, args.quiet, &cancel)?;
-    let is_e2llm = config.model.method == Method::E2llm;
-    let encoder =
-        is_e2llm.then(|| base(&fetcher, &config.model.encoder, "encoder", |f| f.encoder)).transpose()?;
-    let decoder = base(&fetcher, &config.model.decoder, "decoder", |f| f.decoder)?;
-    let sources = Sources { encoder, decoder };
-    let model: Box<dyn Trainable> = if is_e2llm {
-        let task = E2llmTask::open(&sources, &config, &device).map_err(failure)?;
-        for warning in task.warnings().iter().filter(|_| !args.quiet) {
-            output::note(&format!("note: {warning}"));
-        }
-        Box::new(task)
-    } else {
-        Box::new(SftTask::open(&sources, &config, &device).map_err(failure)?)
-    };
+    let model = open_model(&config, &args.models, args.quiet, &cancel)?;
     if !args.quiet {
         let trained: usize = model.vars().values().map(|v| v.elem_count()).sum();
         output::note(&format!("training {trained} parameters in {} tensors", model.vars().len()));
@@ -55,18 +41,55 @@ pub(super) fn train(args: &TrainArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The file's settings, and the flags over them.
-fn config(args: &TrainArgs) -> Result<TrainConfig> {
-    let path = args.config.display().to_string();
-    let text = std::fs::read_to_string(&args.config)
+/// What is trained or measured, with its base models (fetched where needed) and data.
+///
+/// # Errors
+/// Models or data that cannot be had or do not fit together.
+pub(super) fn open_model(
+    config: &TrainConfig,
+    models: &ModelFlags,
+    quiet: bool,
+    cancel: &CancelFlag,
+) -> Result<Box<dyn Trainable>> {
+    let device: Device = config.compute.device.parse().map_err(Failure::usage)?;
+    let device = open_device(device)?;
+    let fetcher = fetcher(models.models_file.as_deref(), models.offline, quiet, cancel)?;
+    let is_e2llm = config.model.method == Method::E2llm;
+    let encoder =
+        is_e2llm.then(|| base(&fetcher, &config.model.encoder, "encoder", |f| f.encoder)).transpose()?;
+    let decoder = base(&fetcher, &config.model.decoder, "decoder", |f| f.decoder)?;
+    let sources = Sources { encoder, decoder };
+    if !is_e2llm {
+        return Ok(Box::new(SftTask::open(&sources, config, &device).map_err(failure)?));
+    }
+    let task = E2llmTask::open(&sources, config, &device).map_err(failure)?;
+    for warning in task.warnings().iter().filter(|_| !quiet) {
+        output::note(&format!("note: {warning}"));
+    }
+    Ok(Box::new(task))
+}
+
+/// The settings in a file.
+///
+/// # Errors
+/// A file that cannot be read or has a mistake, with its place.
+pub(super) fn read_config(file: &Path) -> Result<TrainConfig> {
+    let path = file.display().to_string();
+    let text = std::fs::read_to_string(file)
         .map_err(|e| Failure::usage(format!("cannot read configuration {path}: {e}")))?;
-    let mut config: TrainConfig = toml::from_str(&text).map_err(|e| {
+    toml::from_str(&text).map_err(|e| {
         let failure = Failure::usage(format!("configuration {path}: {}", e.message()));
         match e.span() {
             Some(span) => failure.at(&path, &text, span),
             None => failure,
         }
-    })?;
+    })
+}
+
+/// The file's settings, and the flags over them.
+fn config(args: &TrainArgs) -> Result<TrainConfig> {
+    let path = args.config.display().to_string();
+    let mut config = read_config(&args.config)?;
     if let Some(device) = &args.device {
         config.compute.device.clone_from(device);
     }

@@ -5,6 +5,8 @@ use super::error::ModelError;
 use super::fetch::Fetcher;
 use super::resolve::{Found, file_names, found_at, read_config};
 use super::verify::FileState;
+use e2llm::checkpoint::TRAINED;
+use e2llm_lm::{TensorInfo, Weights};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -53,6 +55,9 @@ pub struct ModelInfo {
     /// For kind `e2llm`: whether adapter and LoRA are trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trained: Option<bool>,
+    /// For kind `e2llm`: trained parameters by what they belong to (`adapter`, `encoder LoRA`, ...).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub trained_parameters: BTreeMap<String, u64>,
     /// Its own files.
     pub files: Vec<FileInfo>,
     /// Where files come from, in the order tried.
@@ -99,6 +104,7 @@ impl Fetcher {
             parameters: entry.parameters,
             window: entry.window,
             trained: entry.trained,
+            trained_parameters: BTreeMap::new(),
             files,
             sources: entry.sources.iter().map(ToString::to_string).collect(),
             parts,
@@ -108,7 +114,7 @@ impl Fetcher {
             info.architecture = architecture(&read_config(&folder)?);
         }
         if info.files.iter().all(is_good) {
-            info.parameters = counted(&info.files)?.or(info.parameters);
+            info.count()?;
         }
         info.sum_parts();
         Ok(info)
@@ -139,15 +145,17 @@ impl Fetcher {
             description: String::new(),
             licence: None,
             architecture: None,
-            parameters: counted(&files)?,
+            parameters: None,
             window: None,
             trained: None,
+            trained_parameters: BTreeMap::new(),
             files,
             sources: Vec::new(),
             parts: Vec::new(),
         };
+        info.count()?;
         if found == Found::Checkpoint {
-            info.trained = Some(root.join("e2llm.safetensors").is_file());
+            info.trained = Some(Weights::exist(root, TRAINED));
             for kind in [Kind::Encoder, Kind::Decoder] {
                 if let Some(part) = self.part_name(root, kind)? {
                     info.parts.push(self.info(&part)?);
@@ -164,6 +172,18 @@ impl Fetcher {
 }
 
 impl ModelInfo {
+    /// Counts the parameters of its own files, where these are there in a form whose header tells.
+    fn count(&mut self) -> Result<(), ModelError> {
+        let counts = counted(&self.files)?;
+        if let Some(counts) = &counts {
+            self.parameters = Some(counts.values().sum());
+        }
+        if self.kind == Kind::E2llm {
+            self.trained_parameters = counts.unwrap_or_default();
+        }
+        Ok(())
+    }
+
     /// Completes a model of parts: parameters are summed, the window is the decoder's.
     fn sum_parts(&mut self) {
         if self.parts.is_empty() {
@@ -202,6 +222,9 @@ impl ModelInfo {
                 writeln!(f, "{pad}  {key:<13}{value}")?;
             }
         }
+        for (part, n) in &self.trained_parameters {
+            writeln!(f, "{pad}  trained      {n} in {part}")?;
+        }
         for file in &self.files {
             let state = match &file.state {
                 FileState::Verified => "verified".to_owned(),
@@ -229,18 +252,39 @@ fn architecture(config: &serde_json::Value) -> Option<String> {
     named?.as_str().map(str::to_owned)
 }
 
-/// Parameters in all safetensors files; `None` without one.
-fn counted(files: &[FileInfo]) -> Result<Option<u64>, ModelError> {
-    let mut total = None;
-    for file in files.iter().filter(|f| f.name.ends_with(".safetensors")) {
-        let n = safetensors_parameters(&file.path).map_err(|e| ModelError::io("read", &file.path, 0, e))?;
-        total = Some(total.unwrap_or(0) + n);
+/// Parameters by what they belong to, in all files that tell; `None` without one.
+fn counted(files: &[FileInfo]) -> Result<Option<BTreeMap<String, u64>>, ModelError> {
+    let mut total: Option<BTreeMap<String, u64>> = None;
+    for file in files {
+        let invalid = |e: e2llm_lm::LmError| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
+        let counts = match file.path.extension().and_then(|e| e.to_str()) {
+            Some("safetensors") => safetensors_parameters(&file.path),
+            Some("gguf") => Weights::open(&file.path).map_err(invalid).map(|w| {
+                let elements = |t: &TensorInfo| t.shape.iter().map(|d| *d as u64).product::<u64>();
+                BTreeMap::from([(String::new(), w.tensors().values().map(elements).sum())])
+            }),
+            _ => continue,
+        };
+        for (part, n) in counts.map_err(|e| ModelError::io("read", &file.path, 0, e))? {
+            *total.get_or_insert_default().entry(part).or_default() += n;
+        }
     }
     Ok(total)
 }
 
+/// What a trained tensor of a checkpoint belongs to.
+fn part_of(tensor: &str) -> &'static str {
+    match tensor.split('.').next() {
+        Some("adapter") => "adapter",
+        Some("encoder") if tensor.contains(".lora_") => "encoder LoRA",
+        Some("decoder") if tensor.contains(".lora_") => "decoder LoRA",
+        Some("output_scale") => "output scale",
+        _ => "",
+    }
+}
+
 /// Elements of all floating-point tensors by the file's header; integer tensors (position ids) are no parameters.
-fn safetensors_parameters(path: &Path) -> io::Result<u64> {
+fn safetensors_parameters(path: &Path) -> io::Result<BTreeMap<String, u64>> {
     #[derive(serde::Deserialize)]
     struct Tensor {
         #[serde(default)]
@@ -262,9 +306,13 @@ fn safetensors_parameters(path: &Path) -> io::Result<u64> {
     file.take(size).read_to_end(&mut header)?;
     let tensors: BTreeMap<String, Tensor> =
         serde_json::from_slice(&header).map_err(|e| invalid(format!("safetensors header: {e}")))?;
-    let floats = tensors.values().filter(|t| t.dtype.starts_with('F') || t.dtype.starts_with("BF"));
-    floats
-        .map(|t| t.shape.iter().try_fold(1_u64, |n, d| n.checked_mul(*d)))
-        .try_fold(0_u64, |sum, n| sum.checked_add(n?))
-        .ok_or_else(|| invalid("safetensors header: shapes overflow".into()))
+    let overflow = || invalid("safetensors header: shapes overflow".into());
+    let mut counts = BTreeMap::new();
+    let floats = tensors.iter().filter(|(_, t)| t.dtype.starts_with('F') || t.dtype.starts_with("BF"));
+    for (name, t) in floats {
+        let n = t.shape.iter().try_fold(1_u64, |n, d| n.checked_mul(*d)).ok_or_else(overflow)?;
+        let sum: &mut u64 = counts.entry(part_of(name).to_owned()).or_default();
+        *sum = sum.checked_add(n).ok_or_else(overflow)?;
+    }
+    Ok(counts)
 }

@@ -149,6 +149,19 @@ impl Fetcher {
 }
 
 impl Fetcher {
+    /// The name or path of an E2LLM model's encoder or decoder; `None` where the model does not say.
+    ///
+    /// # Errors
+    /// A reference that cannot be read.
+    pub fn base_name(&self, model: &str, kind: Kind) -> Result<Option<String>, ModelError> {
+        match self.catalogue.get(model) {
+            Ok(entry) => {
+                Ok(if kind == Kind::Encoder { entry.encoder.clone() } else { entry.decoder.clone() })
+            }
+            Err(_) => self.part_name(Path::new(model), kind),
+        }
+    }
+
     /// A checkpoint's part as [`Fetcher::info`] takes it; `None` where it has no such part.
     pub(super) fn part_name(&self, checkpoint: &Path, kind: Kind) -> Result<Option<String>, ModelError> {
         let folder = checkpoint.join(kind.to_string());

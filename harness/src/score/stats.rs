@@ -66,6 +66,8 @@ pub enum Statistic {
     Sum(Vec<f64>),
     /// The geometric mean of the means of several columns.
     GeometricMean(Vec<Vec<f64>>),
+    /// The sum of the first column over that of the second, e.g. nats over tokens.
+    Ratio([Vec<f64>; 2]),
 }
 
 impl Statistic {
@@ -73,6 +75,7 @@ impl Statistic {
         match self {
             Self::Mean(column) | Self::Sum(column) => std::slice::from_ref(column),
             Self::GeometricMean(columns) => columns,
+            Self::Ratio(columns) => columns,
         }
     }
 
@@ -83,6 +86,8 @@ impl Statistic {
             Self::Sum(_) => means[0] * n as f64,
             Self::GeometricMean(_) if means.is_empty() => 0.0,
             Self::GeometricMean(_) => means.iter().product::<f64>().powf(1.0 / means.len() as f64),
+            Self::Ratio(_) if means[1] == 0.0 => 0.0,
+            Self::Ratio(_) => means[0] / means[1],
         }
     }
 
@@ -105,6 +110,12 @@ impl Statistic {
                 let scale = self.combine(&means, n) / (columns.len() * n) as f64;
                 let moved = |i: usize| columns.iter().zip(&means).map(|(c, m)| (c[i] - m) / m).sum::<f64>();
                 (0..n).map(|i| scale * moved(i)).collect()
+            }
+            Self::Ratio(_) if means[1] == 0.0 => vec![0.0; n],
+            Self::Ratio([top, bottom]) => {
+                let ratio = means[0] / means[1];
+                let moved = |(t, b): (&f64, &f64)| (t - ratio * b) / (means[1] * n as f64);
+                top.iter().zip(bottom).map(moved).collect()
             }
         }
     }

@@ -8,4 +8,4 @@ mod splits;
 pub use models::{base, failure};
 pub use progress::TrainReporter;
 pub use records::Records;
-pub use splits::{Input, inputs};
+pub use splits::{Input, Origin, TaskSplit, inputs};

@@ -1,22 +1,44 @@
-//! Records of JSON Lines files, as they are prepared.
+//! Records of JSON Lines files and of tasks, as they are prepared.
 
-use super::splits::Input;
+use super::splits::{Input, Origin, TaskSplit};
 use crate::failure::{Failure, Result};
+use e2llm_plugin::Example;
+use e2llm_plugin::client::{ExampleStream, TaskClient};
 use e2llm_plugin::json_lines::open_text;
 use e2llm_train::Split;
 use e2llm_train::data::{Assign, Incoming, Record};
 use serde_json::Value;
 use std::io::BufRead;
+use std::path::Path;
 
-/// The lines of several files, one after the other. Only LF ends a line: texts contain other separators.
+/// The records of several inputs, one after the other.
 ///
-/// A line is `{"context", "prompt" or "instruction", "answer" or "answers"}`, of several answers the first. Its document is
-/// `meta.document_id`, where it has that.
+/// A line of a file (only LF ends one: texts contain other separators) is `{"context", "prompt" or "instruction", "answer"
+/// or "answers"}`, of several answers the first. Its document is `meta.document_id`, where it has that. A task's example
+/// is asked as the task's prompt asks it, and answered by its first reference.
 pub struct Records {
     inputs: std::vec::IntoIter<Input>,
-    open: Option<(Input, Box<dyn BufRead + Send>, u64)>,
+    open: Option<(Input, Reader)>,
     failure: Option<Box<Failure>>,
 }
+
+enum Reader {
+    /// With the number of lines read.
+    Lines(Box<dyn BufRead + Send>, u64),
+    Examples(ExampleStream),
+}
+
+impl Reader {
+    fn open(origin: &Origin) -> Result<Self> {
+        Ok(match origin {
+            Origin::File(path) => Self::Lines(open_text(path)?, 0),
+            Origin::Task(split) => Self::Examples(split.client.open(&split.source)?),
+        })
+    }
+}
+
+/// Where a record stands, and the record or what is wrong with it.
+type Placed = (String, std::result::Result<Record, String>);
 
 impl Records {
     /// The records of `inputs`.
@@ -32,36 +54,65 @@ impl Records {
         self.failure.map_or(Ok(()), Err)
     }
 
-    fn line(&mut self) -> Result<Option<Incoming>> {
-        let mut line = Vec::new();
+    fn incoming(&mut self) -> Result<Option<Incoming>> {
         loop {
-            let Some((input, reader, number)) = &mut self.open else {
+            let Some((input, reader)) = &mut self.open else {
                 let Some(input) = self.inputs.next() else { return Ok(None) };
-                let reader = open_text(&input.path)?;
-                self.open = Some((input, reader, 0));
+                let reader = Reader::open(&input.origin)?;
+                self.open = Some((input, reader));
                 continue;
             };
-            line.clear();
-            let n = reader.read_until(b'\n', &mut line).map_err(|e| Failure::io("read", &input.path, &e))?;
-            if n == 0 {
+            let placed = match (reader, &input.origin) {
+                (Reader::Lines(reader, number), Origin::File(path)) => line(reader, number, path)?,
+                (Reader::Examples(stream), Origin::Task(split)) => example(stream, split)?,
+                _ => None,
+            };
+            let Some((place, record)) = placed else {
                 self.open = None;
                 continue;
-            }
-            *number += 1;
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            let record = record(&line);
-            let held = record
-                .as_ref()
-                .ok()
-                .and_then(|r| r.document.as_ref())
-                .is_some_and(|d| input.except.contains(d));
+            };
+            let document = record.as_ref().ok().and_then(|r| r.document.as_ref());
+            let held = document.is_some_and(|d| input.except.contains(d));
             let assign = if held { Assign::To(Split::Validation) } else { input.assign };
-            let place = format!("{}, line {number}", input.path.display());
             return Ok(Some(Incoming { place, assign, record }));
         }
     }
+}
+
+/// The next line that is not empty.
+fn line(reader: &mut impl BufRead, number: &mut u64, path: &Path) -> Result<Option<Placed>> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let n = reader.read_until(b'\n', &mut line).map_err(|e| Failure::io("read", path, &e))?;
+        if n == 0 {
+            return Ok(None);
+        }
+        *number += 1;
+        if !line.iter().all(u8::is_ascii_whitespace) {
+            return Ok(Some((format!("{}, line {number}", path.display()), record(&line))));
+        }
+    }
+}
+
+fn example(stream: &mut ExampleStream, split: &TaskSplit) -> Result<Option<Placed>> {
+    let Some(example) = stream.next() else { return Ok(None) };
+    // a broken record ends a task's stream: unlike with a bare file nobody knows where the next one begins
+    let example = example?;
+    let place = format!("task {}, split {}, sample {}", split.task, split.source.split, example.id);
+    Ok(Some((place, asked(&split.client, example))))
+}
+
+/// A task's example as a record.
+fn asked(client: &TaskClient, example: Example) -> std::result::Result<Record, String> {
+    let prompt = client.prompt(&example).map_err(|e| e.to_string())?;
+    let named = example.meta.get("document_id").and_then(Value::as_str).map(str::to_owned);
+    Ok(Record {
+        document: Some(named.unwrap_or(example.group)),
+        context: prompt.context,
+        instruction: prompt.instruction,
+        answer: example.references.into_iter().next().ok_or("no reference to learn from")?,
+    })
 }
 
 impl Iterator for &mut Records {
@@ -71,7 +122,7 @@ impl Iterator for &mut Records {
         if self.failure.is_some() {
             return None;
         }
-        match self.line() {
+        match self.incoming() {
             Ok(incoming) => incoming,
             Err(failure) => {
                 self.failure = Some(failure);
@@ -112,7 +163,8 @@ mod tests {
                     {\"context\":1,\"prompt\":\"p\",\"answer\":\"a\"}\n{\"prompt\":\"p\",\"answer\":\"a\"}";
         std::fs::write(&path, text).unwrap();
         let except = BTreeSet::from(["d1".to_owned()]);
-        let mut records = Records::new(vec![Input { path, assign: Assign::BySeed, except }]);
+        let mut records =
+            Records::new(vec![Input { origin: Origin::File(path), assign: Assign::BySeed, except }]);
         let all: Vec<_> = (&mut records).collect();
         records.finish().unwrap();
         assert_eq!(all.len(), 6);
@@ -134,7 +186,8 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_read_is_a_failure() {
-        let input = Input { path: "missing.jsonl".into(), assign: Assign::BySeed, except: BTreeSet::new() };
+        let origin = Origin::File("missing.jsonl".into());
+        let input = Input { origin, assign: Assign::BySeed, except: BTreeSet::new() };
         let mut records = Records::new(vec![input]);
         assert_eq!((&mut records).count(), 0);
         assert!(records.finish().is_err());

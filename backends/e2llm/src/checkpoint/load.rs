@@ -97,8 +97,8 @@ pub fn load(sources: &Sources, settings: &Settings) -> Result<Loaded, Checkpoint
     let encoder = EncoderFiles::open(&sources.encoder)?;
     let decoder = DecoderFiles::open(&sources.decoder)?;
     let specs = trained_tensors(&config, &encoder, &decoder);
-    let trained = folder.map(|f| f.join(TRAINED)).filter(|p| p.exists());
-    let file = trained.as_deref().map(Weights::open).transpose()?;
+    let trained = folder.filter(|f| Weights::exist(f, TRAINED));
+    let file = trained.map(|f| Weights::open_named(f, TRAINED)).transpose()?;
 
     let mut problems = Vec::new();
     // Extra tensors of base models are looked at when these are built, by those who know which to ignore.
@@ -141,18 +141,27 @@ fn read_config(
     untrained: &E2llmConfig,
     warnings: &mut Vec<String>,
 ) -> Result<E2llmConfig, CheckpointError> {
-    let path = folder.join(CONFIG);
-    if !path.exists() && !folder.join(TRAINED).exists() {
+    if !folder.join(CONFIG).exists() && !Weights::exist(folder, TRAINED) {
         return Ok(untrained.clone());
     }
-    let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-    let (config, unknown) = E2llmConfig::from_json(&text)
-        .map_err(|source| CheckpointError::Config { path: path.clone(), source })?;
+    let (config, unknown) = parse_settings(folder)?;
     for key in unknown {
-        tracing::warn!(file = %path.display(), key, "unknown key in a model's settings");
+        tracing::warn!(folder = %folder.display(), key, "unknown key in a model's settings");
         warnings.push(format!("{CONFIG}: unknown key `{key}`"));
     }
     Ok(config)
+}
+
+/// A checkpoint's settings, and the keys that nobody knows.
+fn parse_settings(folder: &Path) -> Result<(E2llmConfig, Vec<String>), CheckpointError> {
+    let path = folder.join(CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
+    E2llmConfig::from_json(&text).map_err(|source| CheckpointError::Config { path, source })
+}
+
+/// A checkpoint's settings.
+pub(super) fn settings_of(folder: &Path) -> Result<E2llmConfig, CheckpointError> {
+    parse_settings(folder).map(|(config, _)| config)
 }
 
 fn build(

@@ -6,14 +6,16 @@
 //! base.json              names and hashes of the base models that the rest was trained on (optional)
 //! e2llm_config.json      E2llmConfig
 //! e2llm.safetensors      all that is trained: adapter.*, output_scale, encoder.<module>.lora_{A,B}.weight,
-//!                        decoder.<module>.lora_{A,B}.weight
+//!                        decoder.<module>.lora_{A,B}.weight; or shards of it with e2llm.safetensors.index.json
 //! ```
 
 mod base;
+mod exchange;
 mod load;
 mod save;
 
 pub use base::{BaseModel, BaseModels, weights_hash};
+pub use exchange::{Trained, merge_lora};
 pub use load::{BaseHashes, Loaded, Settings, load};
 pub use save::save;
 
@@ -25,7 +27,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) const CONFIG: &str = "e2llm_config.json";
-pub(crate) const TRAINED: &str = "e2llm.safetensors";
+/// What the files of trained tensors are called, before `.safetensors`.
+pub const TRAINED: &str = "e2llm";
 pub(crate) const BASE: &str = "base.json";
 
 /// Why a checkpoint cannot be read or written.

@@ -3,13 +3,14 @@
 use super::{BASE, BaseModels, CONFIG, CheckpointError, TRAINED};
 use crate::config::{ConfigError, E2llmConfig};
 use candle_core::Tensor;
-use std::collections::{BTreeMap, HashMap};
+use e2llm_lm::write_safetensors;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
 /// Writes settings, trained tensors and the names of the base models to `folder`, which is made where it is missing.
-/// Base models that are there already are left alone.
+/// Base models that are there already are left alone. The tensors are in one file, or in shards of `max_bytes` at most.
 ///
 /// Each file is written under another name, synced and then renamed, so that what was there before survives a
 /// full disk; the settings come last.
@@ -21,13 +22,10 @@ pub fn save(
     config: &E2llmConfig,
     trained: &BTreeMap<String, Tensor>,
     base: &BaseModels,
+    max_bytes: Option<usize>,
 ) -> Result<(), CheckpointError> {
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
-    let tensors: HashMap<&str, Tensor> = trained.iter().map(|(n, t)| (n.as_str(), t.detach())).collect();
-    replace(&folder.join(TRAINED), |path| {
-        candle_core::safetensors::save(&tensors, path)?;
-        Ok(())
-    })?;
+    write_safetensors(folder, TRAINED, trained, max_bytes)?;
     let text = |name: &str, text: Result<String, ConfigError>| -> Result<(), CheckpointError> {
         let path = folder.join(name);
         let text = text.map_err(|source| CheckpointError::Config { path: path.clone(), source })?;

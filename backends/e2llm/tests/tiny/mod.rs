@@ -1,7 +1,7 @@
 //! Models of a few thousand parameters with a tokenizer of one token per byte, written to a folder.
 
 use candle_core::{Device, Tensor};
-use e2llm_lm::{LlamaConfig, TensorSpec};
+use e2llm_lm::{BertConfig, LlamaConfig, TensorSpec};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -26,6 +26,19 @@ pub(crate) fn decoder(folder: &Path, window: usize) {
     let specs = LlamaConfig::from_file(&folder.join("config.json")).unwrap().tensors();
     weights(folder, &specs);
     tokenizer(folder, false);
+}
+
+/// A BERT of the given window in `folder`.
+pub(crate) fn encoder(folder: &Path, window: usize) {
+    let config = json!({
+        "model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": window,
+        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0,
+    });
+    write_json(folder, "config.json", &config);
+    let specs = BertConfig::from_file(&folder.join("config.json")).unwrap().tensors();
+    weights(folder, &specs);
+    tokenizer(folder, true);
 }
 
 /// A JSON file in `folder`, which is made where it is missing.

@@ -1,6 +1,6 @@
 //! Safetensors files: one, or the shards of an HF folder.
 
-use super::{TensorInfo, map};
+use super::{TensorInfo, index_name, map};
 use crate::config::read_json;
 use crate::{LmError, Result};
 use candle_core::{DType, Device, Tensor};
@@ -33,9 +33,9 @@ struct Index {
 }
 
 impl Shards {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path, stem: &str) -> Result<Self> {
         let mut shards = Self { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
-        for file in files_of(path)? {
+        for file in files_of(path, stem)? {
             shards.add(file)?;
         }
         Ok(shards)
@@ -81,18 +81,18 @@ impl Shards {
     }
 }
 
-/// The safetensors files behind a path, in the order of their names.
-fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
+/// The safetensors files behind a path, in the order of their names; in a folder those called `stem`.
+fn files_of(path: &Path, stem: &str) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let single = path.join("model.safetensors");
+    let single = path.join(format!("{stem}.safetensors"));
     if single.is_file() {
         return Ok(vec![single]);
     }
-    let index = path.join("model.safetensors.index.json");
+    let index = path.join(index_name(stem));
     if !index.is_file() {
-        let wanted = "`model.safetensors` or `model.safetensors.index.json`";
+        let wanted = format!("`{stem}.safetensors` or `{}`", index_name(stem));
         return Err(LmError::file(path, format!("this folder has no {wanted}")));
     }
     let mut names: Vec<String> = read_json::<Index>(&index)?.weight_map.into_values().collect();

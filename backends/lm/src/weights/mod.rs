@@ -3,8 +3,10 @@
 mod folder;
 mod gguf;
 mod gguf_header;
+mod write;
 
 pub use gguf::Gguf;
+pub use write::write_safetensors;
 
 use crate::config::TensorSpec;
 use crate::{LmError, Result, TensorProblems};
@@ -50,8 +52,21 @@ impl Weights {
         if path.extension().is_some_and(|e| e == "gguf") {
             return Self::from_gguf(Gguf::open(path)?);
         }
-        let shards = Shards::open(path)?;
-        Ok(Self { path: path.to_owned(), tensors: shards.infos(), source: Source::Shards(shards) })
+        Self::open_named(path, "model")
+    }
+
+    /// Opens the safetensors files of a folder that are called `stem` instead of `model`, one or in shards.
+    ///
+    /// # Errors
+    /// Unreadable, truncated or damaged files.
+    pub fn open_named(folder: &Path, stem: &str) -> Result<Self> {
+        let shards = Shards::open(folder, stem)?;
+        Ok(Self { path: folder.to_owned(), tensors: shards.infos(), source: Source::Shards(shards) })
+    }
+
+    /// Whether [`Weights::open_named`] would find files in a folder.
+    pub fn exist(folder: &Path, stem: &str) -> bool {
+        folder.join(format!("{stem}.safetensors")).is_file() || folder.join(index_name(stem)).is_file()
     }
 
     /// The tensors of an open GGUF file.
@@ -152,6 +167,11 @@ impl Weights {
             candle_core::quantized::QStorage::from_data(quantised.data()?, device, quantised.dtype())?;
         Ok(QTensor::new(storage, quantised.shape().clone())?)
     }
+}
+
+/// The file that says which tensor is in which shard.
+fn index_name(stem: &str) -> String {
+    format!("{stem}.safetensors.index.json")
 }
 
 /// Maps a file into memory.

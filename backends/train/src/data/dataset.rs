@@ -123,6 +123,16 @@ impl Dataset {
         self.documents.at(document) as usize..self.documents.at(document + 1) as usize
     }
 
+    /// The document that a chunk belongs to.
+    pub fn document_of_chunk(&self, chunk: usize) -> usize {
+        let (mut low, mut high) = (0, self.documents());
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if self.documents.at(middle) as usize <= chunk { low = middle } else { high = middle }
+        }
+        low
+    }
+
     /// Encoder tokens of a chunk.
     pub fn encoder_len(&self, chunk: usize) -> usize {
         self.encoder_range(chunk).len()

@@ -96,7 +96,7 @@ const NAMED: usize = 20;
 /// `progress` is called with the number of records so far; where it says no, preparation ends with an error.
 ///
 /// # Errors
-/// A folder with something in it; too many unusable records; a document in both splits; nothing to train on; text that
+/// A folder with something in it; too many unusable records; a document in both splits; no usable record; text that
 /// cannot be tokenised; anything that cannot be written.
 pub fn prepare(
     records: impl Iterator<Item = Incoming>,
@@ -216,8 +216,8 @@ impl Preparation<'_> {
             return Err(TrainError::Data(message));
         }
         let (train, validation): (SplitInfo, SplitInfo) = (self.train.finish()?, self.validation.finish()?);
-        if train.questions == 0 {
-            return Err(TrainError::Data(format!("no record to train on among {count}")));
+        if train.questions + validation.questions == 0 {
+            return Err(TrainError::Data(format!("no usable record among {count}")));
         }
         let manifest = Manifest {
             format: FORMAT,

@@ -266,6 +266,18 @@ impl Trainable for E2llmTask {
         Ok(self.model.answer_loss(&examples?)?.sum)
     }
 
+    fn document(&self, part: Part, item: u32) -> String {
+        let data = self.data.split(part.split);
+        match part.objective {
+            Objective::Reasoning => self.data.document_of(part.split, item),
+            Objective::Reconstruction => {
+                let windows = self.windows(part.split, part.window);
+                let document = windows.get(item as usize).map(|w| data.document_of_chunk(w.start));
+                document.map_or_else(String::new, |d| data.name(d).to_owned())
+            }
+        }
+    }
+
     fn describe(&self, part: Part, item: u32) -> String {
         match part.objective {
             Objective::Reasoning => self.data.describe_question(part.split, item),
@@ -289,7 +301,7 @@ impl Trainable for E2llmTask {
         let (encoder, decoder) = &self.sources;
         let bases = BaseModels { encoder: base(encoder), decoder: base(decoder) };
         let tensors = trained_tensors(&self.vars, &self.save_dtype)?;
-        checkpoint::save(folder, self.model.config(), &tensors, &bases)?;
+        checkpoint::save(folder, self.model.config(), &tensors, &bases, None)?;
         for (part, source) in [("encoder", encoder), ("decoder", decoder)] {
             source.refer(&folder.join(part))?;
         }

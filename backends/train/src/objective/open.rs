@@ -22,7 +22,10 @@ pub struct BaseSource {
 
 impl BaseSource {
     /// Writes a reference to it into `folder`, where the part of a checkpoint would be.
-    pub(super) fn refer(&self, folder: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn refer(&self, folder: &Path) -> Result<()> {
         #[derive(Serialize)]
         struct Reference<'a> {
             source: &'a str,
@@ -87,6 +90,12 @@ impl Data {
     /// Tokens of an answer as it is learned.
     pub(super) fn answer_len(&self, tokens: usize) -> usize {
         if tokens > self.settings.max_answer_tokens { self.settings.max_answer_tokens } else { tokens + 1 }
+    }
+
+    /// The name of the document that a question is about.
+    pub(super) fn document_of(&self, split: Split, question: u32) -> String {
+        let data = self.split(split);
+        data.name(data.question_size(question as usize).0).to_owned()
     }
 
     pub(super) fn describe_question(&self, split: Split, item: u32) -> String {

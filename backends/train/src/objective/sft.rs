@@ -8,7 +8,7 @@ use crate::config::{Method, TrainConfig};
 use crate::{BaseSource, Batch, Item, Objective, Part, Result, TrainError, Trainable};
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm::{E2llmConfig, PromptIds, PromptStyle, initial_tensors};
-use e2llm_lm::{DecoderFiles, Llama, LoraConfig, LoraSource, Params, PeftAdapter, Tokenizer};
+use e2llm_lm::{DecoderFiles, Llama, LoraConfig, LoraSource, Params, PeftAdapter, PeftTask, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -154,6 +154,10 @@ impl Trainable for SftTask {
         Ok(answer_loss(&self.decoder, &sequences?)?)
     }
 
+    fn document(&self, part: Part, item: u32) -> String {
+        self.data.document_of(part.split, item)
+    }
+
     fn describe(&self, part: Part, item: u32) -> String {
         self.data.describe_question(part.split, item)
     }
@@ -166,6 +170,7 @@ impl Trainable for SftTask {
         let tensors = trained_tensors(&self.vars, &self.save_dtype)?;
         let tensors =
             tensors.into_iter().map(|(n, t)| (n.trim_start_matches(PREFIX).to_owned(), t)).collect();
-        Ok(PeftAdapter { config: self.lora.clone(), tensors }.write(folder, &self.source.name)?)
+        let adapter = PeftAdapter { config: self.lora.clone(), tensors };
+        Ok(adapter.write(folder, &self.source.name, PeftTask::CausalLm)?)
     }
 }

@@ -2,16 +2,17 @@
 
 use crate::config::TrainConfig;
 use crate::{Optimizer, Result, TrainError, Trainable};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device};
+use e2llm_lm::{Weights, write_safetensors};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.toml";
 const STATE: &str = "state.json";
-const TENSORS: &str = "state.safetensors";
+/// What the files of weights and moments are called, before `.safetensors`.
+const TENSORS: &str = "state";
 const FORMAT: u32 = 1;
 
 /// The best validation of a phase.
@@ -124,10 +125,10 @@ impl RunFolder {
                 vec!["the data or the base models are not those it was started with".to_owned()];
             return Err(TrainError::Changed { folder: self.path.clone(), differences });
         }
-        let path = folder.join(TENSORS);
-        let tensors =
-            candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| TrainError::file(&path, e))?;
-        optimizer.restore(&tensors.into_iter().collect(), state.step)?;
+        let file = Weights::open_named(&folder, TENSORS)?;
+        let load = |name: &String| Ok((name.clone(), file.load(name, DType::F32, &Device::Cpu)?));
+        let tensors = file.tensors().keys().map(load).collect::<Result<_>>()?;
+        optimizer.restore(&tensors, state.step)?;
         Ok(Some(state))
     }
 
@@ -166,13 +167,7 @@ impl RunFolder {
     ) -> Result<()> {
         fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
         model.save(folder)?;
-        let own: BTreeMap<String, Tensor> = optimizer.tensors();
-        let tensors: HashMap<&str, Tensor> = own.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
-        let path = folder.join(TENSORS);
-        candle_core::safetensors::save(&tensors, &path).map_err(|e| match e {
-            candle_core::Error::Io(e) => TrainError::io(&path)(e),
-            other => TrainError::file(&path, other),
-        })?;
+        write_safetensors(folder, TENSORS, &optimizer.tensors(), None)?;
         let write = |name: &str, text: String| {
             let path = folder.join(name);
             fs::write(&path, text).map_err(TrainError::io(&path))

@@ -13,6 +13,7 @@
 mod crc;
 mod curve;
 mod folder;
+mod measure;
 mod metrics;
 mod tensorboard;
 mod trainer;
@@ -20,6 +21,7 @@ mod trainer;
 pub use crc::Crc32c;
 pub use curve::loss_curve;
 pub use folder::Best;
+pub use measure::{ItemLoss, item_losses};
 pub use metrics::{StepReport, ValidationReport};
 pub use tensorboard::EventFile;
 pub use trainer::{End, Observer, Outcome, RunOptions, train};

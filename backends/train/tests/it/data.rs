@@ -1,6 +1,6 @@
 //! Preparing data.
 
-use crate::support::{encoder, prepared, records};
+use crate::support::{prepared, records};
 use crate::tiny;
 use e2llm_backend::Chunker;
 use e2llm_train::Split;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 fn root() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
-    encoder(&root.path().join("encoder"), 32);
+    tiny::encoder(&root.path().join("encoder"), 32);
     tiny::decoder(&root.path().join("decoder"), 400);
     root
 }

@@ -40,6 +40,10 @@ impl Trainable for Broken {
         if left == 0 { Ok((loss * f64::NAN)?) } else { Ok(loss) }
     }
 
+    fn document(&self, part: Part, item: u32) -> String {
+        self.task.document(part, item)
+    }
+
     fn describe(&self, part: Part, item: u32) -> String {
         self.task.describe(part, item)
     }

@@ -3,24 +3,11 @@
 use crate::tiny;
 use candle_core::Device;
 use e2llm_backend::{CancelFlag, Chunker};
-use e2llm_lm::{BertConfig, Tokenizer};
+use e2llm_lm::Tokenizer;
 use e2llm_train::config::{ModelConfig, Phase, TrainConfig};
 use e2llm_train::data::{Assign, Incoming, PrepareSettings, Record, Report, prepare};
 use e2llm_train::{BaseSource, E2llmTask, Observer, Sources, StepReport};
-use serde_json::json;
 use std::path::{Path, PathBuf};
-
-/// An encoder of the given window in `folder`.
-pub(crate) fn encoder(folder: &Path, window: usize) {
-    let config = json!({
-        "model_type": "bert", "vocab_size": tiny::VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": window,
-        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0,
-    });
-    tiny::write_json(folder, "config.json", &config);
-    tiny::weights(folder, &BertConfig::from_file(&folder.join("config.json")).unwrap().tensors());
-    tiny::tokenizer(folder, true);
-}
 
 /// Records about `documents` short texts, two questions each.
 pub(crate) fn records(documents: usize) -> Vec<Incoming> {
@@ -67,7 +54,7 @@ pub(crate) fn prepared(root: &Path, records: Vec<Incoming>, max_bad: f64) -> e2l
 /// Models and data in a folder.
 pub(crate) fn workshop(documents: usize) -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
-    encoder(&root.path().join("encoder"), 32);
+    tiny::encoder(&root.path().join("encoder"), 32);
     tiny::decoder(&root.path().join("decoder"), 400);
     prepared(root.path(), records(documents), 0.0).unwrap();
     root
