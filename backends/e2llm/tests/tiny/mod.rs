@@ -29,6 +29,7 @@ pub(crate) fn decoder(folder: &Path, window: usize) {
 }
 
 /// A BERT of the given window in `folder`.
+#[allow(dead_code, reason = "some who share these helpers have no encoder")]
 pub(crate) fn encoder(folder: &Path, window: usize) {
     let config = json!({
         "model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2,
