@@ -1,10 +1,7 @@
 //! Start values of everything that is trained: random, but the same for the same seed on every machine.
 
 use candle_core::{Device, Result, Tensor, bail};
-use e2llm_lm::TensorSpec;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-use sha2::{Digest, Sha256};
+use e2llm_lm::{TensorSpec, uniform};
 use std::collections::BTreeMap;
 
 /// Name of the learned factor of all soft tokens.
@@ -66,14 +63,6 @@ fn start_of(name: &str, shape: &[usize], shapes: &BTreeMap<&str, &[usize]>) -> O
     let weight = shapes.get(format!("adapter.{layer}.weight").as_str())?;
     let (fan_out, fan_in) = (*weight.first()?, *weight.get(1)?);
     Some(if kind == "weight" && layer.starts_with("fc_") { xavier(fan_in, fan_out) } else { torch(fan_in) })
-}
-
-/// `len` numbers between `-bound` and `bound`, from a stream of their own for each name.
-fn uniform(seed: u64, name: &str, len: usize, bound: f64) -> Vec<f32> {
-    let key: [u8; 32] = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize().into();
-    let mut rng = ChaCha8Rng::from_seed(key);
-    let steps = f64::from(1u32 << 24);
-    (0..len).map(|_| ((f64::from(rng.next_u32() >> 8) / steps * 2.0 - 1.0) * bound) as f32).collect()
 }
 
 /// `count` token ids in `3..vocabulary`, or from 0 where that is empty: an input that is nobody's text.

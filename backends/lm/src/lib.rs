@@ -54,4 +54,4 @@ pub use rope::{Rope, RopeScaling};
 pub use score::{score_continuations, token_log_probs};
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
-pub use weights::{Gguf, TensorInfo, Weights, write_safetensors};
+pub use weights::{Gguf, TensorInfo, Weights, uniform, write_safetensors};

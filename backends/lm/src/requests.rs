@@ -60,9 +60,13 @@ impl Generated {
 pub fn open_device(device: e2llm_backend::Device) -> Result<Device> {
     match device {
         e2llm_backend::Device::Cpu => Ok(Device::Cpu),
-        e2llm_backend::Device::Cuda(index) => Device::new_cuda(index).map_err(|e| {
-            LmError::Unsupported(format!("device {device} cannot be used by this build or machine: {e}"))
-        }),
+        e2llm_backend::Device::Cuda(index) => {
+            let opened = Device::new_cuda(index).map_err(|e| {
+                LmError::Unsupported(format!("device {device} cannot be used by this build or machine: {e}"))
+            })?;
+            e2llm_kernels::keep_freed_memory(&opened)?;
+            Ok(opened)
+        }
     }
 }
 

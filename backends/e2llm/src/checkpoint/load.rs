@@ -135,6 +135,26 @@ pub fn load(sources: &Sources, settings: &Settings) -> Result<Loaded, Checkpoint
     Ok(Loaded { model, encoder, decoder, trained: file.is_some(), trained_parameters, vars, warnings, base })
 }
 
+/// A model of opened base models with start values in everything that is trained, and the variables by name where it is
+/// to be trained.
+///
+/// # Errors
+/// Base models that do not fit their configuration or each other.
+pub fn untrained(
+    encoder: &EncoderFiles,
+    decoder: &DecoderFiles,
+    settings: &Settings,
+) -> Result<(E2llmModel, BTreeMap<String, Var>), CheckpointError> {
+    let config = settings.untrained.clone();
+    let tensors = initial_tensors(&trained_tensors(&config, encoder, decoder), settings.seed)?;
+    let (mut model, vars) = build(config, encoder, decoder, tensors, settings)?;
+    start_output_scale(&mut model, &vars, settings.seed)?;
+    if settings.merge_lora {
+        model.merge_lora()?;
+    }
+    Ok((model, vars))
+}
+
 /// A checkpoint without settings but with trained tensors belongs to nobody knows what; one with neither is new.
 fn read_config(
     folder: &Path,

@@ -16,7 +16,7 @@ mod save;
 
 pub use base::{BaseModel, BaseModels, weights_hash};
 pub use exchange::{Trained, merge_lora};
-pub use load::{BaseHashes, Loaded, Settings, load};
+pub use load::{BaseHashes, Loaded, Settings, load, untrained};
 pub use save::save;
 
 use crate::config::ConfigError;

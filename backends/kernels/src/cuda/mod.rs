@@ -4,6 +4,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod loss;
+pub(crate) mod memory;
 pub(crate) mod optimizer;
 pub(crate) mod rows;
 
