@@ -4,8 +4,19 @@ use crate::invoke::{arg, bench, built, command, finish};
 use crate::runs::{TASKS, echo, repeatable};
 use tempfile::tempdir;
 
-const COMMANDS: [&str; 10] =
-    ["run", "list", "describe", "score", "leaderboard", "metric", "model", "data", "plugin", "completions"];
+const COMMANDS: [&str; 11] = [
+    "run",
+    "list",
+    "describe",
+    "score",
+    "leaderboard",
+    "metric",
+    "model",
+    "data",
+    "bench",
+    "plugin",
+    "completions",
+];
 
 #[test]
 fn help_names_every_command_and_looks_for_no_plugin() {
@@ -107,6 +118,27 @@ fn completions_are_printed() {
         bench(&["completions", shell]).code(0).prints(&["e2llm-bench", "leaderboard"]);
     }
     bench(&["completions", "cmd.exe"]).code(2).says(&["invalid value"]);
+}
+
+#[test]
+fn the_speed_of_the_model_is_told_in_rows() {
+    let tiny = |args: &[&str]| bench(&[&["bench", "--shape", "tiny", "--repeats", "1"], args].concat());
+    let rows = tiny(&["--max-context", "4096"]).code(0).json_lines();
+    let names: Vec<_> = rows.iter().map(|r| r["bench"].as_str().unwrap()).collect();
+    assert_eq!(names, ["encode", "prefill", "decode", "train", "context"]);
+    let first = ["bench", "shape", "impl", "dtype", "device", "tokens", "peak_gib", "ms", "tokens_per_s"];
+    for row in &rows {
+        let keys: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys[..first.len()], first);
+        assert!(row["ms"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let rows = tiny(&["prefill,encode", "--dtype", "bf16", "--merge-lora"]).code(0).json_lines();
+    assert_eq!(rows.iter().map(|r| &r["bench"]).collect::<Vec<_>>(), ["prefill", "encode"]);
+    assert_eq!((&rows[0]["dtype"], &rows[0]["tokens"]), (&"bf16".into(), &56.into()));
+    tiny(&["decoding"]).code(2).says(&["decoding", "decode"]);
+    bench(&["bench", "--repeats", "0"]).code(2).says(&["no repeats"]);
+    let help = bench(&["bench", "--help"]).code(0).prints(&["135m", "7b"]);
+    assert!(!help.stdout().contains("tiny"), "a shape for tests is shown");
 }
 
 #[test]

@@ -3,10 +3,12 @@
 //! - [`prepare`](data::prepare) turns records into memory-mapped ids, each document once.
 //! - [`E2llmTask`] and [`SftTask`] are what can be trained.
 //! - [`train`] is the loop: optimiser, order of the data, validation, checkpoints, records of what happened.
+//! - [`bench`] says how fast all of it is, on random weights.
 //!
 //! A training that is resumed is the same as one that was never interrupted: the order of the data, the learning rate
 //! and every choice are functions of the seed and the step, and a checkpoint holds weights and moments in float32.
 
+pub mod bench;
 pub mod config;
 pub mod data;
 mod error;

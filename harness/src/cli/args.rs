@@ -1,6 +1,7 @@
 //! Flags.
 
 use crate::config::{ModelFlags, PluginDirs, RunArgs};
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -44,6 +45,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Measure a model's losses on prepared validation data
     Validate(ValidateArgs),
+    /// Measure how fast the E2LLM model is, on random weights
+    Bench(BenchArgs),
     /// List or verify plugins
     Plugin(PluginArgs),
     /// Print a shell's completion script
@@ -428,6 +431,43 @@ pub struct ValidateArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub models: ModelFlags,
+}
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure, separated by commas
+    #[arg(value_delimiter = ',', default_value = "all", value_parser = ["encode", "prefill", "decode", "train", "context", "all"])]
+    pub benches: Vec<String>,
+    /// MiniLM and SmolLM2-135M, or BERT large and Llama-2 7B
+    #[arg(long, default_value = "135m", value_parser = PossibleValuesParser::new(shapes()))]
+    pub shape: String,
+    /// `cpu` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Element type of weights and activations
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    pub dtype: String,
+    /// Measured runs, the median of which is told; decoding takes half as many, each context two
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub repeats: usize,
+    /// Encoder tokens of the longest context; the shortest has 4096, each other one four times the one before
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub max_context: usize,
+    /// Add LoRA updates to the weights for inference instead of computing them beside
+    #[arg(long)]
+    pub merge_lora: bool,
+    /// Compute layers again in the backward pass instead of keeping their activations
+    #[arg(long)]
+    pub checkpointing: bool,
+    /// Seed of weights and inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// The shape that tests use is not for everyone to see.
+fn shapes() -> impl Iterator<Item = PossibleValue> {
+    e2llm_train::bench::Shape::NAMES.into_iter().map(|name| PossibleValue::new(name).hide(name == "tiny"))
 }
 
 /// Flags of `plugin`.

@@ -1,6 +1,7 @@
 //! The command line: flags, and one module per command.
 
 mod args;
+mod bench;
 mod data;
 mod describe;
 mod dry_run;
@@ -53,6 +54,7 @@ fn dispatch(command: Command) -> Result<Exit> {
         Command::Prepare(args) => prepare::prepare(&args),
         Command::Train(args) => train::train(&args),
         Command::Validate(args) => validate::validate(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Plugin(args) => plugin::plugin(&args),
         Command::Completions(args) => Ok(args.print()),
     }

@@ -1,0 +1,42 @@
+//! `bench`.
+
+use super::args::BenchArgs;
+use super::output;
+use crate::failure::{Exit, Failure, Result};
+use crate::training::failure;
+use e2llm_lm::open_device;
+use e2llm_train::bench::{Bench, BenchSettings, Shape};
+
+/// Prints one line of JSON per measurement.
+///
+/// # Errors
+/// A device that cannot be used; any failure of the model but exhausted memory, which is a line too.
+pub(super) fn bench(args: &BenchArgs) -> Result<Exit> {
+    let device: e2llm_backend::Device = args.device.parse().map_err(Failure::usage)?;
+    let shape =
+        Shape::named(&args.shape).ok_or_else(|| Failure::usage(format!("no shape `{}`", args.shape)))?;
+    let settings = BenchSettings {
+        shape,
+        device: open_device(device).map_err(|e| Failure::failed(e.to_string()))?,
+        device_name: args.device.clone(),
+        precision: args.dtype.parse().map_err(|e: e2llm_lm::LmError| Failure::usage(e.to_string()))?,
+        repeats: args.repeats,
+        max_context: args.max_context,
+        merge_lora: args.merge_lora,
+        checkpointing: args.checkpointing,
+        seed: args.seed,
+    };
+    let benches = if args.benches.iter().any(|b| b == "all") {
+        Bench::ALL.to_vec()
+    } else {
+        args.benches.iter().map(|b| b.parse()).collect::<std::result::Result<Vec<_>, _>>().map_err(failure)?
+    };
+    let mut printed = Ok(());
+    e2llm_train::bench::bench(&settings, &benches, &mut |row| {
+        if printed.is_ok() {
+            printed = output::print_json(&row);
+        }
+    })
+    .map_err(failure)?;
+    printed.map(|()| Exit::Done)
+}
