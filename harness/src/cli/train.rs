@@ -59,13 +59,18 @@ pub(super) fn open_model(
         is_e2llm.then(|| base(&fetcher, &config.model.encoder, "encoder", |f| f.encoder)).transpose()?;
     let decoder = base(&fetcher, &config.model.decoder, "decoder", |f| f.decoder)?;
     let sources = Sources { encoder, decoder };
-    if !is_e2llm {
-        return Ok(Box::new(SftTask::open(&sources, config, &device).map_err(failure)?));
+    let say = |warnings: &[String]| {
+        for warning in warnings.iter().filter(|_| !quiet) {
+            output::note(&format!("note: {warning}"));
+        }
+    };
+    if is_e2llm {
+        let task = E2llmTask::open(&sources, config, &device).map_err(failure)?;
+        say(task.warnings());
+        return Ok(Box::new(task));
     }
-    let task = E2llmTask::open(&sources, config, &device).map_err(failure)?;
-    for warning in task.warnings().iter().filter(|_| !quiet) {
-        output::note(&format!("note: {warning}"));
-    }
+    let task = SftTask::open(&sources, config, &device).map_err(failure)?;
+    say(task.warnings());
     Ok(Box::new(task))
 }
 

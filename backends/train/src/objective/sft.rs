@@ -5,7 +5,7 @@
 use super::decoder::{Sequence, answer_loss, check_window};
 use super::open::{Data, Sources, end_token, no_tokenizer, precision, trained_tensors};
 use crate::config::{Method, TrainConfig};
-use crate::{BaseSource, Batch, Item, Objective, Part, Result, TrainError, Trainable};
+use crate::{BaseSource, Batch, Item, Objective, Part, Result, Split, TrainError, Trainable};
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm::{E2llmConfig, PromptIds, PromptStyle, initial_tensors};
 use e2llm_lm::{DecoderFiles, Llama, LoraConfig, LoraSource, Params, PeftAdapter, PeftTask, Tokenizer};
@@ -29,6 +29,7 @@ pub struct SftTask {
     data: Data,
     source: BaseSource,
     save_dtype: String,
+    warnings: Vec<String>,
 }
 
 impl SftTask {
@@ -85,10 +86,20 @@ impl SftTask {
             data,
             source: BaseSource { sha256: hash, ..sources.decoder.clone() },
             save_dtype: config.model.save_dtype.clone(),
+            warnings: Vec::new(),
         };
         let around = task.around("")?;
         task.overhead = around.prefix.len() + around.suffix.len() + 1;
+        let train = task.data.split(Split::Train);
+        let tokens = |d: usize| train.chunks(d).map(|c| train.decoder_len(c)).sum::<usize>();
+        let most = config.data.max_context_tokens;
+        task.warnings = task.data.cuts(|d| task.reads_context && tokens(d) > most);
         Ok(task)
+    }
+
+    /// What whoever trains it should know.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     fn around(&self, instruction: &str) -> Result<PromptIds> {

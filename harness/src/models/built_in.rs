@@ -1,0 +1,46 @@
+//! Models that are small enough to be part of this program: `configs/models/`.
+
+/// Files of `configs/models`, by their names there.
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/models/", $name)))),*]
+    };
+}
+
+const FILES: &[(&str, &[u8])] = files![];
+
+/// A file's bytes, by its name in `configs/models`.
+pub(super) fn built_in(name: &str) -> Option<&'static [u8]> {
+    FILES.iter().find(|(n, _)| *n == name).map(|(_, bytes)| *bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Catalogue, Source};
+    use super::*;
+    use sha2::{Digest, Sha256};
+
+    #[test]
+    fn files_are_those_of_the_catalogue() {
+        let catalogue = Catalogue::built_in().unwrap();
+        let mut listed = 0;
+        for (name, entry) in catalogue.iter() {
+            for source in &entry.sources {
+                let Source::Program(program) = source else { continue };
+                for file in &entry.files {
+                    let bytes = built_in(&format!("{}/{}", program.folder, file.name));
+                    let bytes = bytes.unwrap_or_else(|| panic!("{name}: {} is not built in", file.name));
+                    let sha256 = e2llm_backend::fingerprint::hex(&Sha256::digest(bytes));
+                    assert_eq!(
+                        (bytes.len() as u64, sha256.as_str()),
+                        (file.size, file.sha256.as_str()),
+                        "{}",
+                        file.name
+                    );
+                    listed += 1;
+                }
+            }
+        }
+        assert_eq!(listed, FILES.len());
+    }
+}
