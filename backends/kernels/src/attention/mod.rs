@@ -1,6 +1,8 @@
 //! Scaled dot-product attention that never holds the score matrix.
 
 mod backward;
+#[cfg(feature = "flash-attn")]
+mod flash;
 mod forward;
 
 #[cfg(feature = "cuda")]
@@ -76,6 +78,10 @@ fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Ten
         bail!("attention: {} key lengths for a batch of {b}", lengths.len());
     }
     let lengths: Vec<usize> = (0..b).map(|i| lengths.map_or(tk, |l| l[i].min(tk))).collect();
+    #[cfg(feature = "flash-attn")]
+    if let Some(o) = flash::attention([q, k, v], &lengths, offset, scale)? {
+        return Ok(o);
+    }
     #[cfg(feature = "cuda")]
     let on_device = upload(&lengths, tk, q.device())?;
     let visible = Visible { lengths, offset };
