@@ -2,12 +2,9 @@
 //!
 //! The two differ only in how an answer is normalised first; see [`e2llm_plugin::text`].
 
-mod f1;
-
+use e2llm_plugin::overlap::f1;
 use e2llm_plugin::text::{squad_normalise, trivia_normalise};
 use e2llm_plugin::{Error, Metric, MetricInfo, Result, Scored, Scores, Unit, ValueInfo, export_metric};
-
-pub use f1::f1;
 
 const VALUES: [(&str, &str, &str); 4] = [
     ("f1_squad", "F1 of words; punctuation deleted", "SQuAD 1.1, LongBench qa_f1_score"),

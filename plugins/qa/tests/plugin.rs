@@ -1,6 +1,7 @@
 //! The plugin as a host sees it, and the values of the official scripts.
 
-use e2llm_metric_qa::{IDS, Qa, e2llm_plugin_entry, f1};
+use e2llm_metric_qa::{IDS, Qa, e2llm_plugin_entry};
+use e2llm_plugin::overlap::f1;
 use e2llm_plugin::text::{squad_normalise, trivia_normalise};
 use e2llm_plugin::{Metric, Scored, Scores};
 use proptest::prelude::*;
