@@ -12,6 +12,7 @@ mod loader;
 mod metric_in_c;
 mod models;
 mod panics;
+mod prompts;
 mod real_records;
 mod resume;
 mod runs;

@@ -1,13 +1,14 @@
 //! `echo`: a backend without a model, for tests of everything around a model and for measuring its overhead.
 //!
-//! Source: ours. Answer: the instruction, the head of the context, or a fixed text, in whitespace-separated
-//! words of which at most `max_new_tokens` are given. Cost: O(T) time for counting words, O(answer) memory.
+//! Source: ours. Answer: the instruction, the head of the context, a fixed text, or what a file has for the sample, in
+//! whitespace-separated words of which at most `max_new_tokens` are given. Cost: O(T) time for counting words, O(answer) memory.
 //! The same request always gets the same answer or the same failure, in any order and after a resume.
 
 use e2llm_backend::{
     Backend, BackendError, BackendInfo, BackendSpec, BuildContext, CancelFlag, Choice, ErrorKind,
     Fingerprint, FinishReason, OptionSpec, Request, Response, TokenCounter, Usage,
 };
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,14 @@ pub fn spec() -> BackendSpec {
             OptionSpec {
                 name: "mode",
                 default: "instruction",
-                help: "what to answer: instruction, context-head or fixed",
+                help: "what to answer: instruction, context-head, fixed or replay",
             },
             OptionSpec { name: "text", default: "echo", help: "the answer of mode fixed" },
+            OptionSpec {
+                name: "answers",
+                default: "",
+                help: "the answers of mode replay: JSON Lines of {\"id\",\"response\"}, made by any program",
+            },
             OptionSpec {
                 name: "fail_every",
                 default: "0",
@@ -42,6 +48,8 @@ enum Mode {
     Instruction,
     ContextHead,
     Fixed(String),
+    /// By sample id.
+    Replay(BTreeMap<String, String>),
 }
 
 /// The backend `echo`.
@@ -65,9 +73,10 @@ impl Echo {
             "" | "instruction" => Mode::Instruction,
             "context-head" => Mode::ContextHead,
             "fixed" => Mode::Fixed(options.text("text").to_owned()),
+            "replay" => Mode::Replay(answers(options.text("answers"))?),
             other => {
                 let message = format!(
-                    "backend option `mode`: unknown mode `{other}`: known are instruction, context-head, fixed"
+                    "backend option `mode`: unknown mode `{other}`: known are instruction, context-head, fixed, replay"
                 );
                 return Err(BackendError::new(ErrorKind::BadRequest, message));
             }
@@ -75,6 +84,11 @@ impl Echo {
         let mut fingerprint = Fingerprint::new("echo", env!("CARGO_PKG_VERSION"));
         for (name, value) in options.iter().filter(|(name, _)| *name != "delay_ms") {
             fingerprint.text(name, value);
+        }
+        if let Mode::Replay(answers) = &mode {
+            for (id, response) in answers {
+                fingerprint.text(id, response);
+            }
         }
         let info = BackendInfo {
             name: "echo".into(),
@@ -118,6 +132,10 @@ impl Echo {
             Mode::Instruction => &prompt.instruction,
             Mode::ContextHead => &prompt.context,
             Mode::Fixed(text) => text,
+            Mode::Replay(answers) => answers.get(&request.id).ok_or_else(|| {
+                let message = format!("the file of answers has none for sample {}", request.id);
+                BackendError::new(ErrorKind::Failed, message)
+            })?,
         };
         let (mut text, mut finish) = match end_of_words(source, request.generation.max_new_tokens) {
             Some(end) => (&source[..end], FinishReason::Length),
@@ -170,6 +188,27 @@ fn usage(request: &Request) -> Usage {
     }
 }
 
+/// The answers of a file, by sample id.
+fn answers(path: &str) -> Result<BTreeMap<String, String>, BackendError> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        id: String,
+        response: String,
+    }
+    let wrong =
+        |what: String| BackendError::new(ErrorKind::BadRequest, format!("backend option `answers`: {what}"));
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("cannot read `{path}`: {e}")))?;
+    let mut all = BTreeMap::new();
+    for (n, line) in text.split('\n').enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let at = |e: &dyn std::fmt::Display| wrong(format!("{path}, line {}: {e}", n + 1));
+        let answer: Answer = serde_json::from_str(line).map_err(|e| at(&e))?;
+        if all.insert(answer.id.clone(), answer.response).is_some() {
+            return Err(at(&format!("a second answer for sample {}", answer.id)));
+        }
+    }
+    Ok(all)
+}
+
 fn count_words(text: &str) -> usize {
     text.split_whitespace().count()
 }
@@ -203,7 +242,6 @@ fn number(a: &str, b: &str) -> u64 {
 mod tests {
     use super::*;
     use e2llm_backend::{Options, Prompt};
-    use std::collections::BTreeMap;
 
     fn echo(options: &[(&str, &str)]) -> Echo {
         let given: BTreeMap<_, _> = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -240,6 +278,24 @@ mod tests {
         };
         let error = Echo::new(&context("loud")).unwrap_err();
         assert!(error.message.contains("`loud`"), "{error}");
+    }
+
+    #[test]
+    fn answers_of_a_file_are_given_by_sample() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("answers.jsonl");
+        let path = path.to_str().unwrap();
+        std::fs::write(path, "{\"id\":\"a\",\"response\":\"(B)\\nno\"}\n").unwrap();
+        let mut replay = echo(&[("mode", "replay"), ("answers", path)]);
+        assert_eq!(answer(&mut replay, &request("a")).text, "(B)\nno");
+        let missing = replay.generate(&[request("b")]).remove(0).unwrap_err();
+        assert!(missing.message.contains("none for sample b"), "{missing}");
+        let first = replay.info.fingerprint;
+        std::fs::write(path, "{\"id\":\"a\",\"response\":\"(C)\"}\n").unwrap();
+        assert_ne!(first, echo(&[("mode", "replay"), ("answers", path)]).info.fingerprint);
+        std::fs::write(path, "{\"id\":\"a\"}").unwrap();
+        assert!(answers(path).unwrap_err().message.contains("line 1: missing field"));
+        assert!(answers("").unwrap_err().message.contains("cannot read ``"));
     }
 
     #[test]

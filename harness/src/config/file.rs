@@ -89,6 +89,8 @@ pub struct RunFile {
     pub data: Option<PerTask>,
     /// Split(s).
     pub split: Option<PerTask>,
+    /// Wording(s) of the prompts.
+    pub prompt: Option<PerTask>,
     /// At most so many samples a task.
     pub limit: Option<u64>,
     /// Only these samples.
@@ -121,6 +123,7 @@ const KEYS: &[&str] = &[
     "out",
     "data",
     "split",
+    "prompt",
     "limit",
     "samples",
     "seed",
@@ -171,6 +174,7 @@ impl RunFile {
             out: self.out.or(base.out),
             data: self.data.or(base.data),
             split: self.split.or(base.split),
+            prompt: self.prompt.or(base.prompt),
             limit: self.limit.or(base.limit),
             samples: self.samples.or(base.samples),
             seed: self.seed.or(base.seed),

@@ -40,6 +40,9 @@ pub struct RunArgs {
     /// Split, for all tasks or as `task=SPLIT` (repeatable) [default: the task's own]
     #[arg(long, value_name = "SPLIT|task=SPLIT", env = "E2LLM_SPLIT", value_delimiter = ',')]
     pub split: Vec<String>,
+    /// Wording of the prompts, for all tasks or as `task=STYLE` (repeatable): `e2llm`, `official` or a task's own
+    #[arg(long, value_name = "STYLE|task=STYLE", env = "E2LLM_PROMPT", value_delimiter = ',')]
+    pub prompt: Vec<String>,
     /// At most N samples of each task, the first ones
     #[arg(long, value_name = "N", env = "E2LLM_LIMIT")]
     pub limit: Option<u64>,

@@ -4,6 +4,7 @@ use super::file::{NumberOrText, PerTask, RunFile};
 use super::flags::RunArgs;
 use crate::failure::{Failure, Result};
 use e2llm_backend::Device;
+use e2llm_plugin::official::PROMPT;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -95,6 +96,8 @@ pub struct RunSettings {
     pub temperature: f64,
     /// Nucleus.
     pub top_p: f64,
+    /// Wording of the prompts of tasks whose options name none.
+    pub prompt: Option<String>,
     /// Options by task.
     pub task_options: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
 }
@@ -118,6 +121,7 @@ impl RunSettings {
         };
         let (data, data_by_task) = data(args, file.data)?;
         let (split, split_by_task) = split(args, file.split);
+        let (prompt, prompt_by_task) = per_task(&args.prompt, file.prompt);
         let device = set("backend.device", args.device.clone().or(file.backend.device))?;
         let temperature = set("generation.temperature", args.temperature.or(file.generation.temperature))?;
         let top_p = set("generation.top_p", args.top_p.or(file.generation.top_p))?;
@@ -160,7 +164,8 @@ impl RunSettings {
             max_new_tokens: args.max_new_tokens.or(file.generation.max_new_tokens),
             temperature,
             top_p,
-            task_options: task_options(args, &file.task)?,
+            prompt,
+            task_options: task_options(args, &file.task, prompt_by_task)?,
         })
     }
 
@@ -258,6 +263,7 @@ type TaskOptionTable = BTreeMap<String, serde_json::Map<String, serde_json::Valu
 fn task_options(
     args: &RunArgs,
     file: &BTreeMap<String, BTreeMap<String, toml::Value>>,
+    prompts: BTreeMap<String, String>,
 ) -> Result<TaskOptionTable> {
     let mut all = TaskOptionTable::new();
     for (task, options) in file {
@@ -266,6 +272,9 @@ fn task_options(
                 .map_err(|e| Failure::usage(format!("option `{key}` of task `{task}`: {e}")))?;
             all.entry(task.clone()).or_default().insert(key.clone(), value);
         }
+    }
+    for (task, style) in prompts {
+        all.entry(task).or_default().insert(PROMPT.into(), style.into());
     }
     for option in &args.task_option {
         let (name, value) = pair(option, "task-option")?;

@@ -10,7 +10,7 @@ use e2llm_plugin::{Example, OutputKind, Prediction, Prompt};
 use std::collections::BTreeMap;
 
 /// A dialogue of more turns than this is a plugin that never ends.
-const MOST_TURNS: usize = 16;
+const MOST_TURNS: u32 = 16;
 /// Larger values of an example's meta are not kept in the store.
 const LARGEST_META: usize = 8 << 10;
 
@@ -112,7 +112,7 @@ impl Run<'_> {
     ) -> Result<Vec<Answer>> {
         let mut answers: Vec<Option<Answer>> = examples.iter().map(|_| None).collect();
         let mut open: Vec<(usize, Prompt)> = prompts.into_iter().enumerate().collect();
-        for _ in 0..MOST_TURNS {
+        for turn in 1..=MOST_TURNS {
             if open.is_empty() {
                 break;
             }
@@ -129,7 +129,8 @@ impl Run<'_> {
                 if let Some(Ok(before)) = &answers[i] {
                     response.usage.add(&before.usage);
                 }
-                answers[i] = Some(match self.plan.task.client.next_turn(&examples[i], &response.text) {
+                let next_turn = self.plan.task.client.next_turn(&examples[i], &response.text, turn);
+                answers[i] = Some(match next_turn {
                     Ok(prompt) => {
                         next.extend(prompt.map(|p| (i, p)));
                         Ok(response)

@@ -132,7 +132,12 @@ impl TaskPlan {
                 .text("generation", &json(&generation)?)
                 .text("plugin", &task.plugin_sha256);
             samples.push(Planned { key: key.finish() });
-            wordings.insert(json(&(&prompt.style, &prompt.template, &prompt.stop, &prompt.answer_prefix))?);
+            // an official template is known by its own hash, which others can check
+            wordings.insert(if prompt.template_sha256.is_empty() {
+                json(&(&prompt.style, &prompt.template, &prompt.stop, &prompt.answer_prefix))?
+            } else {
+                prompt.template_sha256
+            });
             style = prompt.style;
         }
         if let Some(missing) = selection.ids.iter().flatten().find(|id| !ids.contains(*id)) {
@@ -143,17 +148,13 @@ impl TaskPlan {
         for sample in &samples {
             plan.text("key", &sample.key);
         }
-        let mut prompt_hash = Fingerprint::new("prompt", "1");
-        for wording in &wordings {
-            prompt_hash.text("wording", wording);
-        }
         let entry = TaskEntry {
             id: task.info.id.clone(),
             version: task.info.version.clone(),
             split: task.source.split.clone(),
             sample_data: data::is_sample(&task.source),
             prompt_style: style,
-            prompt_hash: prompt_hash.finish()[..16].to_owned(),
+            prompt_hash: prompt_hash(&wordings),
             metrics: task.metrics.wanted.clone(),
             primary_metric: task.primary_metric.clone(),
             samples: samples.len() as u64,
@@ -175,6 +176,19 @@ impl TaskPlan {
     pub fn asked_ids(&self) -> impl Iterator<Item = &str> {
         self.selection.ids.iter().flatten().map(String::as_str)
     }
+}
+
+/// The hash of a task's wordings; that of the template itself where there is one official template.
+fn prompt_hash(wordings: &BTreeSet<String>) -> String {
+    let is_hash = |w: &&String| w.len() == 64 && w.bytes().all(|b| b.is_ascii_hexdigit());
+    if let Some(template) = wordings.first().filter(|w| wordings.len() == 1 && is_hash(w)) {
+        return template[..16].to_owned();
+    }
+    let mut hash = Fingerprint::new("prompt", "1");
+    for wording in wordings {
+        hash.text("wording", wording);
+    }
+    hash.finish()[..16].to_owned()
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String> {

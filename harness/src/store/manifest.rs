@@ -37,7 +37,7 @@ pub struct TaskEntry {
     pub sample_data: bool,
     /// Which wording its prompts have.
     pub prompt_style: String,
-    /// Hash of the wording: template, stop strings, answer prefix, length.
+    /// Hash of the wording: template, stop strings, answer prefix; or that of the official template.
     pub prompt_hash: String,
     /// Metric ids to report, in order.
     pub metrics: Vec<String>,
@@ -148,6 +148,8 @@ impl Manifest {
         for task in &new.tasks {
             if let Some(old) = self.tasks.iter().find(|t| t.id == task.id) {
                 differ(&format!("split of {}", task.id), old.split.clone(), task.split.clone());
+                let wording = |t: &TaskEntry| format!("{} {}", t.prompt_style, t.prompt_hash);
+                differ(&format!("prompt of {}", task.id), wording(old), wording(task));
                 let sums =
                     |t: &TaskEntry| t.files.iter().map(|f| f.sha256.clone()).collect::<Vec<_>>().join(" ");
                 differ(&format!("data of {}", task.id), sums(old), sums(task));

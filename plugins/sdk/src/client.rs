@@ -1,6 +1,8 @@
 //! The host's side of the boundary: everything a plugin hands over is checked before it is believed.
 
-use crate::serve::{AggregateRequest, CloseRequest, NextReply, NextRequest, OpenReply, ResponseRequest};
+use crate::serve::{
+    AggregateRequest, CloseRequest, NextReply, NextRequest, OpenReply, ResponseRequest, TurnRequest,
+};
 use crate::{
     Aggregate, Error, ErrorCode, Example, Kind, MetricInfo, Prediction, Prompt, Result, Row, Scored, Scores,
     Source, TaskInfo, TaskOptions,
@@ -334,8 +336,9 @@ impl TaskClient {
     ///
     /// # Errors
     /// The plugin's own.
-    pub fn next_turn(&self, example: &Example, response: &str) -> Result<Option<Prompt>> {
-        self.0.answer("next_turn", &without_context(example, response))
+    pub fn next_turn(&self, example: &Example, response: &str, turn: u32) -> Result<Option<Prompt>> {
+        let ResponseRequest { example, response } = without_context(example, response);
+        self.0.answer("next_turn", &TurnRequest { example, response, turn })
     }
 
     /// See [`crate::Task::extract`].

@@ -20,6 +20,7 @@ mod identity;
 pub mod json_array;
 pub mod json_lines;
 mod metric;
+pub mod official;
 pub mod overlap;
 pub mod record;
 pub mod serve;

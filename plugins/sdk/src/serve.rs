@@ -52,7 +52,18 @@ pub struct CloseRequest {
     pub stream: u64,
 }
 
-/// Request of the methods `next_turn` and `extract`.
+/// Request of the method `next_turn`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct TurnRequest {
+    /// The example, its context left empty.
+    pub example: Example,
+    /// The backend's response.
+    pub response: String,
+    /// Which turn it answers, from 1.
+    pub turn: u32,
+}
+
+/// Request of the method `extract`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ResponseRequest {
     /// The example, its context left empty.
@@ -155,8 +166,8 @@ impl Serve for TaskServe {
             }
             "prompt" => reply(&self.task.prompt(&request(method, json)?)?),
             "next_turn" => {
-                let r: ResponseRequest = request(method, json)?;
-                reply(&self.task.next_turn(&r.example, &r.response)?)
+                let r: TurnRequest = request(method, json)?;
+                reply(&self.task.next_turn(&r.example, &r.response, r.turn)?)
             }
             "extract" => {
                 let r: ResponseRequest = request(method, json)?;

@@ -1,5 +1,6 @@
 //! The benchmark side: [`Task`] and what it hands over.
 
+use crate::official::{PROMPT, Wording, fill};
 use crate::{Error, Host, Result, Source};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,9 @@ pub struct Prompt {
     pub instruction: String,
     /// Text with `{context}` and `{instruction}`, each replaced once, for methods that read plain text.
     pub template: String,
+    /// SHA-256 of the official template, of which `template` and `instruction` are made; empty for other wordings.
+    #[serde(default)]
+    pub template_sha256: String,
     /// Continuations to choose from by log-likelihood; empty where the answer is generated.
     #[serde(default)]
     pub choices: Vec<String>,
@@ -64,6 +68,12 @@ impl Prompt {
             chat: true,
             ..Self::default()
         }
+    }
+
+    /// Context and instruction in the template, as a method that reads plain text sees them; without the answer's
+    /// prefix.
+    pub fn render(&self) -> String {
+        fill(&self.template, &[("{context}", &self.context), ("{instruction}", &self.instruction)])
     }
 }
 
@@ -147,12 +157,17 @@ pub struct TaskInfo {
 pub struct TaskOptions(pub Map<String, Value>);
 
 impl TaskOptions {
-    /// Fails on an option that `known` does not list.
+    /// Fails on an option that `known` does not list. The standard option `prompt` may be our own wording
+    /// everywhere; a task that lists it reads it with [`Wording`].
     ///
     /// # Errors
     /// [`crate::ErrorCode::BadRequest`] naming the option and those that exist.
     pub fn only(&self, known: &[OptionInfo]) -> Result<()> {
         for key in self.0.keys() {
+            if key == PROMPT && !known.iter().any(|o| o.name == PROMPT) {
+                Wording::read(self, &[])?;
+                continue;
+            }
             if !known.iter().any(|o| o.name == *key) {
                 let names: Vec<_> = known.iter().map(|o| o.name.as_str()).collect();
                 let help = if names.is_empty() {
@@ -237,12 +252,13 @@ pub trait Task: Send + Sync {
     /// An example that has no prompt in the style asked for.
     fn prompt(&self, example: &Example) -> Result<Prompt>;
 
-    /// The prompt of the next turn, if there is one. `example.context` is empty.
+    /// The prompt of the next turn, if there is one, after the response to turn `turn` (from 1). `example.context` is
+    /// empty.
     ///
     /// # Errors
     /// As [`Task::prompt`].
-    fn next_turn(&self, example: &Example, response: &str) -> Result<Option<Prompt>> {
-        let _ = (example, response);
+    fn next_turn(&self, example: &Example, response: &str, turn: u32) -> Result<Option<Prompt>> {
+        let _ = (example, response, turn);
         Ok(None)
     }
 

@@ -50,7 +50,7 @@ impl Task for Touchy {
         Ok(Prompt::new(example, "{context}{instruction}", 8))
     }
 
-    fn next_turn(&self, _: &Example, _: &str) -> Result<Option<Prompt>> {
+    fn next_turn(&self, _: &Example, _: &str, _: u32) -> Result<Option<Prompt>> {
         self.touch("next_turn");
         Ok(None)
     }
@@ -90,7 +90,7 @@ fn everything_comes_through() {
     assert_eq!(all.len(), 100);
     assert_eq!(all[99].context, "example 99");
     assert_eq!(task.prompt(&all[3]).unwrap().context, "example 3");
-    assert_eq!(task.next_turn(&all[3], "r").unwrap(), None);
+    assert_eq!(task.next_turn(&all[3], "r", 1).unwrap(), None);
     assert_eq!(task.extract(&all[3], "r").unwrap().text, "r");
 }
 
@@ -105,7 +105,7 @@ fn a_panic_in_any_call_is_an_error_and_the_next_call_meets_a_fresh_instance() {
             "open" => task.open(&Source::sample()).unwrap_err(),
             "next" => task.open(&Source::sample()).unwrap().find_map(|e| e.err()).unwrap(),
             "prompt" => task.prompt(&example).unwrap_err(),
-            "next_turn" => task.next_turn(&example, "").unwrap_err(),
+            "next_turn" => task.next_turn(&example, "", 1).unwrap_err(),
             _ => task.extract(&example, "").unwrap_err(),
         };
         assert_eq!(error.code, ErrorCode::Panicked, "{place}");

@@ -1,7 +1,7 @@
 //! The JSON that crosses the boundary, as schemas: for plugins in other languages.
 
 use e2llm_plugin::serve::{
-    AggregateRequest, CloseRequest, NextReply, NextRequest, OpenReply, ResponseRequest,
+    AggregateRequest, CloseRequest, NextReply, NextRequest, OpenReply, ResponseRequest, TurnRequest,
 };
 use e2llm_plugin::{
     Aggregate, Error, Example, Identity, MetricInfo, Prediction, Prompt, Scored, Scores, Source, TaskInfo,
@@ -33,7 +33,7 @@ fn schemas_are_up_to_date() {
             "next": method::<NextRequest, NextReply>(a),
             "close": method::<CloseRequest, ()>(a),
             "prompt": method::<Example, Prompt>(a),
-            "next_turn": method::<ResponseRequest, Option<Prompt>>(a),
+            "next_turn": method::<TurnRequest, Option<Prompt>>(a),
             "extract": method::<ResponseRequest, Prediction>(a),
         },
         "metric": {

@@ -2,8 +2,11 @@
 
 mod published;
 
+use e2llm_plugin::official::{OFFICIAL, Published, Wording, ZEROSCROLLS, ZeroScrolls};
 use e2llm_plugin::source::{PLAIN, examples};
-use e2llm_plugin::{Example, Examples, FileFormat, Prompt, Result, Source, Task, TaskInfo};
+use e2llm_plugin::{
+    Example, Examples, FileFormat, Host, Prompt, Result, Source, Task, TaskInfo, TaskOptions,
+};
 
 const SAMPLE: &str = include_str!("../sample/sample.jsonl");
 
@@ -11,9 +14,16 @@ const TEMPLATE: &str = "This is a report on the work of the government.\n\n{cont
 
 const MAX_NEW_TOKENS: usize = 512;
 
+/// Of a summary in ZeroSCROLLS' style.
+const ZEROSCROLLS_TOKENS: usize = 1024;
+
+const STYLES: [&str; 2] = [OFFICIAL, ZEROSCROLLS];
+
 /// The task.
 #[derive(Debug, Default)]
-pub struct GovReport;
+pub struct GovReport {
+    published: Published,
+}
 
 e2llm_plugin::export_task! {
     GovReport, id: "govreport", description: "Summarises a government report"
@@ -42,11 +52,19 @@ impl Task for GovReport {
             ]
             .map(|(pattern, about)| FileFormat { pattern: pattern.into(), description: about.into() })
             .into(),
+            options: vec![Wording::option(&STYLES), Wording::templates_option()],
             ..TaskInfo::default()
         }
     }
 
+    fn configure(&mut self, options: &TaskOptions, _: Host) -> Result<()> {
+        options.only(&self.info().options)?;
+        self.published = Published::read(options, &STYLES)?;
+        Ok(())
+    }
+
     fn open(&self, source: &Source) -> Result<Examples> {
+        self.published.open(source)?;
         // both benchmarks took their reports from the test split
         let files: &[&str] = match source.split.as_str() {
             "test" => &[PLAIN, "gov_report.jsonl", "gov_report_summ.jsonl"],
@@ -57,6 +75,8 @@ impl Task for GovReport {
                 Ok(vec![published::longbench(record)?])
             } else if published::is_leval(record) {
                 published::leval(record)
+            } else if ZeroScrolls::is_record(record) {
+                Ok(vec![ZeroScrolls::example(record)?])
             } else {
                 Ok(vec![record.plain(&["report"])?])
             }
@@ -66,6 +86,9 @@ impl Task for GovReport {
     /// Every report gets the same instruction, whatever the file it comes from says: a run over reports from two
     /// sources would else compare two prompts.
     fn prompt(&self, example: &Example) -> Result<Prompt> {
+        if let Some(prompt) = self.published.prompt(example, "gov_report", ZEROSCROLLS_TOKENS)? {
+            return Ok(prompt);
+        }
         let mut prompt = Prompt::new(example, TEMPLATE, MAX_NEW_TOKENS);
         prompt.instruction = published::INSTRUCTION.into();
         Ok(prompt)

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use e2llm_plugin::{Example, Result, Source, Task};
+use e2llm_plugin::{Example, Host, Result, Source, Task, TaskOptions};
 use e2llm_task_govreport::{GovReport, e2llm_plugin_entry};
+use serde_json::Value;
 
 /// A folder of real records beside the repository; where it is missing the test says so and passes.
 fn shared(name: &str) -> Option<PathBuf> {
@@ -17,11 +18,11 @@ fn shared(name: &str) -> Option<PathBuf> {
 }
 
 fn read(folder: &Path, split: &str) -> Result<Vec<Example>> {
-    GovReport.open(&Source::folder(folder, split))?.collect()
+    GovReport::default().open(&Source::folder(folder, split))?.collect()
 }
 
 fn sample() -> Result<Vec<Example>> {
-    GovReport.open(&Source::sample())?.collect()
+    GovReport::default().open(&Source::sample())?.collect()
 }
 
 fn count<T: Ord>(examples: &[Example], f: impl Fn(&Example) -> T) -> usize {
@@ -37,7 +38,7 @@ fn conforms() {
 fn every_report_gets_the_same_instruction() {
     let all = sample().unwrap();
     assert_eq!((all.len(), count(&all, |e| e.group.clone())), (3, 3));
-    assert_eq!(count(&all, |e| GovReport.prompt(e).unwrap().instruction), 1);
+    assert_eq!(count(&all, |e| GovReport::default().prompt(e).unwrap().instruction), 1);
 }
 
 #[test]
@@ -95,4 +96,29 @@ fn mistakes_are_named() {
     assert!(fails(&format!("{good}\n{longbench}")).contains("line 2: field `answers` is empty"));
     let leval = r#"{"instructions":["q"],"outputs":[],"input":"c"}"#;
     assert!(fails(leval).contains("line 1: field `outputs` is empty"));
+}
+
+#[test]
+fn official_prompts_are_those_others_have_made() {
+    // LongBench's prompts as OpenCompass wrote them down with the answers of a model
+    let (Some(folder), Some(templates)) = (shared("govreport"), shared("longbench/raw")) else { return };
+    let path = folder.join("raw/minilongbench_gov_report.opencompass.json");
+    let made: Value = serde_json::from_reader(std::fs::File::open(path).unwrap()).unwrap();
+    let made: Vec<_> =
+        made.as_object().unwrap().values().map(|v| v["origin_prompt"].as_str().unwrap()).collect();
+    let mut task = GovReport::default();
+    let options = [("prompt", "official".into()), ("templates", templates.to_str().unwrap().into())];
+    task.configure(
+        &TaskOptions(options.map(|(k, v): (&str, Value)| (k.to_owned(), v)).into_iter().collect()),
+        Host::default(),
+    )
+    .unwrap();
+    let all: Vec<_> = task.open(&Source::folder(&folder, "test")).unwrap().map(|e| e.unwrap()).collect();
+    let prompts: Vec<_> = all.iter().map(|e| task.prompt(e).unwrap()).collect();
+    for text in &made {
+        assert!(prompts.iter().any(|p| p.render() == **text), "no prompt is {}...", &text[..400]);
+    }
+    let first = &prompts[0];
+    assert_eq!(&first.template_sha256[..16], "91c25d585b189ced");
+    assert_eq!((first.style.as_str(), first.max_new_tokens, first.chat), ("official", 512, true));
 }

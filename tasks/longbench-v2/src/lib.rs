@@ -1,11 +1,18 @@
 //! LongBench v2: four-choice questions about texts of 8,000 to 2 million words (Bai et al., 2024).
 
+mod prompts;
+
 use e2llm_plugin::choice;
+use e2llm_plugin::official::{Loaded, Wording};
 use e2llm_plugin::record::{Record, context_group};
 use e2llm_plugin::source::{PLAIN, examples};
 use e2llm_plugin::text::python_trim;
-use e2llm_plugin::{Example, Examples, FileFormat, Prediction, Prompt, Result, Source, Task, TaskInfo};
+use e2llm_plugin::{
+    Example, Examples, FileFormat, Host, Prediction, Prompt, Result, Source, Task, TaskInfo, TaskOptions,
+};
 use serde_json::Map;
+
+use prompts::Templates;
 
 const SAMPLE: &str = include_str!("../sample/sample.jsonl");
 
@@ -20,7 +27,10 @@ const CHOICES: [&str; 4] = ["choice_A", "choice_B", "choice_C", "choice_D"];
 
 /// The task.
 #[derive(Debug, Default)]
-pub struct LongBenchV2;
+pub struct LongBenchV2 {
+    wording: Wording,
+    templates: Loaded<Templates>,
+}
 
 e2llm_plugin::export_task! {
     LongBenchV2, id: "longbench-v2", description: "Answers four-choice questions about very long texts"
@@ -46,16 +56,28 @@ impl Task for LongBenchV2 {
                 .into(),
             primary_metric: "accuracy@official".into(),
             max_new_tokens: MAX_NEW_TOKENS,
-            formats: vec![FileFormat {
-                pattern: "data.json".into(),
-                description: "the official file, one array of all questions (split `test`)".into(),
-            }],
+            formats: [
+                ("data.json", "the official file, one array of all questions (split `test`)"),
+                ("prompts/*.txt", "the official prompts, for --prompt official"),
+            ]
+            .map(|(pattern, about)| FileFormat { pattern: pattern.into(), description: about.into() })
+            .into(),
+            options: vec![Wording::option(&prompts::STYLES), Wording::templates_option()],
             slices: ["difficulty", "length", "domain"].map(Into::into).into(),
             ..TaskInfo::default()
         }
     }
 
+    fn configure(&mut self, options: &TaskOptions, _: Host) -> Result<()> {
+        options.only(&self.info().options)?;
+        self.wording = Wording::read(options, &prompts::STYLES)?;
+        Ok(())
+    }
+
     fn open(&self, source: &Source) -> Result<Examples> {
+        if let Some(templates) = Templates::read(&self.wording, source)? {
+            self.templates.set(templates);
+        }
         let files: &[&str] = match source.split.as_str() {
             "test" => &[PLAIN, "data.json"],
             _ => &[PLAIN],
@@ -67,6 +89,9 @@ impl Task for LongBenchV2 {
     }
 
     fn prompt(&self, example: &Example) -> Result<Prompt> {
+        if prompts::STYLES.contains(&self.wording.style()) {
+            return self.templates.get()?.prompt(self.wording.style(), example);
+        }
         let mut prompt = Prompt::new(example, TEMPLATE, MAX_NEW_TOKENS);
         prompt.instruction = format!(
             "Choose the right answer to a question about the text.\n\n{}\n\nReply with one sentence of the form \
@@ -74,6 +99,14 @@ impl Task for LongBenchV2 {
             example.instruction
         );
         Ok(prompt)
+    }
+
+    /// The second turn of `official-cot`: the answer from the reasoning, without the text.
+    fn next_turn(&self, example: &Example, response: &str, turn: u32) -> Result<Option<Prompt>> {
+        if !self.wording.is(prompts::COT) || turn > 1 {
+            return Ok(None);
+        }
+        self.templates.get()?.answer(self.wording.style(), example, response).map(Some)
     }
 
     /// The official reading: `The correct answer is (X)`, else `The correct answer is X`, else nothing.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use e2llm_plugin::{Example, Result, Source, Task};
+use e2llm_plugin::{Example, Host, Result, Source, Task, TaskOptions};
 use e2llm_task_longbench_v2::{LongBenchV2, e2llm_plugin_entry};
 
 /// A folder of real records beside the repository; where it is missing the test says so and passes.
@@ -17,11 +17,11 @@ fn shared(name: &str) -> Option<PathBuf> {
 }
 
 fn read(folder: &Path, split: &str) -> Result<Vec<Example>> {
-    LongBenchV2.open(&Source::folder(folder, split))?.collect()
+    LongBenchV2::default().open(&Source::folder(folder, split))?.collect()
 }
 
 fn sample() -> Result<Vec<Example>> {
-    LongBenchV2.open(&Source::sample())?.collect()
+    LongBenchV2::default().open(&Source::sample())?.collect()
 }
 
 fn count<T: Ord>(examples: &[Example], f: impl Fn(&Example) -> T) -> usize {
@@ -45,12 +45,12 @@ fn the_sample_is_complete() {
     for e in &all {
         assert_eq!(e.meta["options"].as_array().unwrap().len(), 4);
         assert_eq!(e.meta["choice_protocol"], "longbench-v2");
-        assert!(LongBenchV2.info().slices.iter().all(|s| e.meta.contains_key(s)));
-        let prompt = LongBenchV2.prompt(e).unwrap();
+        assert!(LongBenchV2::default().info().slices.iter().all(|s| e.meta.contains_key(s)));
+        let prompt = LongBenchV2::default().prompt(e).unwrap();
         assert!(prompt.instruction.contains(&e.instruction));
         assert!(prompt.instruction.contains("The correct answer is (X)"));
         // whoever repeats the instruction has not answered
-        assert_eq!(LongBenchV2.extract(e, &prompt.instruction).text, "");
+        assert_eq!(LongBenchV2::default().extract(e, &prompt.instruction).text, "");
     }
 }
 
@@ -106,7 +106,7 @@ fn the_official_reading() {
         ("the correct answer is (B)", "", ""),
         ("", "", ""),
     ] {
-        let got = LongBenchV2.extract(e, response);
+        let got = LongBenchV2::default().extract(e, response);
         assert_eq!((got.text.as_str(), got.rule.as_str()), (text, rule), "{response}");
     }
 }
@@ -135,4 +135,86 @@ fn mistakes_are_named() {
     assert!(fails("data.json", "[{\"context\":").contains("element 1: the file ends inside it"));
     let error = read(dir.path(), "test").unwrap_err();
     assert!(error.message.contains("has no split `test`") && error.help.contains("data.json"), "{error:?}");
+}
+
+/// The task with prompts of this style from the folder of real files.
+fn styled(style: &str, folder: &Path) -> LongBenchV2 {
+    let mut task = LongBenchV2::default();
+    let options = [("prompt", style), ("templates", folder.to_str().unwrap())];
+    let options = options.map(|(k, v)| (k.to_owned(), v.into())).into_iter().collect();
+    task.configure(&TaskOptions(options), Host::default()).unwrap();
+    drop(task.open(&Source::sample()).unwrap());
+    task
+}
+
+/// As the official script does, but for values that contain placeholders.
+fn filled(template: &str, e: &Example, cot: &str) -> String {
+    let field = |k: &str| e.meta[k].as_str().unwrap().trim().to_owned();
+    template
+        .replace("$DOC$", e.context.trim())
+        .replace("$Q$", &field("question"))
+        .replace("$C_A$", &field("choice_A"))
+        .replace("$C_B$", &field("choice_B"))
+        .replace("$C_C$", &field("choice_C"))
+        .replace("$C_D$", &field("choice_D"))
+        .replace("$COT$", cot)
+}
+
+#[test]
+fn official_prompts() {
+    let Some(folder) = shared("longbench_v2") else { return };
+    let file = |name: &str| std::fs::read_to_string(folder.join("raw/prompts").join(name)).unwrap();
+    let all = read(&folder, "test").unwrap();
+    for (style, name, hash) in [
+        ("official", "0shot.txt", "68a162252bc9ff71"),
+        ("official-no-context", "0shot_no_context.txt", "125fb44183af01ff"),
+    ] {
+        let task = styled(style, &folder);
+        for e in &all {
+            let p = task.prompt(e).unwrap();
+            assert_eq!(p.render(), filled(&file(name), e, ""), "{}", e.id);
+            assert_eq!((p.style.as_str(), &p.template_sha256[..16]), (style, hash));
+            assert_eq!((p.max_new_tokens, p.chat, p.context.is_empty()), (128, true, style != "official"));
+            assert_eq!(task.next_turn(e, "x", 1).unwrap(), None);
+        }
+    }
+}
+
+#[test]
+fn reasoning_takes_two_turns() {
+    let Some(folder) = shared("longbench_v2") else { return };
+    let file = |name: &str| std::fs::read_to_string(folder.join("raw/prompts").join(name)).unwrap();
+    let task = styled("official-cot", &folder);
+    let mut e = read(&folder, "test").unwrap().remove(0);
+    let first = task.prompt(&e).unwrap();
+    assert_eq!((first.render(), first.max_new_tokens), (filled(&file("0shot_cot.txt"), &e, ""), 1024));
+    e.context.clear(); // as the host hands it over
+    let second = task.next_turn(&e, " It says $Q$. \n", 1).unwrap().unwrap();
+    assert_eq!(second.render(), filled(&file("0shot_cot_ans.txt"), &e, "It says $Q$."));
+    assert_eq!((second.max_new_tokens, second.context.as_str()), (128, ""));
+    assert_eq!(task.next_turn(&e, "The correct answer is (A)", 2).unwrap(), None);
+}
+
+#[test]
+fn official_prompts_that_cannot_be_made_are_errors() {
+    let with = |style: &str| {
+        let mut task = LongBenchV2::default();
+        let options = [("prompt".to_owned(), style.into())].into_iter().collect();
+        task.configure(&TaskOptions(options), Host::default()).map(|()| task)
+    };
+    let error = with("rag").err().unwrap();
+    assert_eq!(error.help, "it has: e2llm, official, official-cot, official-no-context");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("test.jsonl"), "{}").unwrap();
+    let error = with("official-cot").unwrap().open(&Source::folder(dir.path(), "test")).err().unwrap();
+    assert!(error.message.contains("needs 0shot_cot.txt"), "{error}");
+    assert!(
+        error.message.contains(dir.path().to_str().unwrap()) && error.help.contains("templates"),
+        "{error:?}"
+    );
+    std::fs::write(dir.path().join("0shot.txt"), "$DOC$ $Q$").unwrap();
+    let task = with("official").unwrap();
+    drop(task.open(&Source::folder(dir.path(), "test")).unwrap());
+    let error = task.prompt(&Example { id: "7".into(), ..Example::default() }).unwrap_err();
+    assert!(error.message.contains("sample `7`: `meta.question` is missing"), "{error}");
 }

@@ -2,6 +2,7 @@
 
 mod official;
 
+use e2llm_plugin::official::{OFFICIAL, Published, SCROLLS, Wording, ZEROSCROLLS, ZeroScrolls};
 use e2llm_plugin::record::Record;
 use e2llm_plugin::source::{PLAIN, bare_name, examples};
 use e2llm_plugin::{
@@ -17,10 +18,16 @@ const TEMPLATE: &str = "Here is a story, or what is known of it.\n\n{context}\n\
 
 const MAX_NEW_TOKENS: usize = 128;
 
+/// Of an answer in SCROLLS' styles.
+const SCROLLS_TOKENS: usize = 64;
+
+const STYLES: [&str; 3] = [OFFICIAL, SCROLLS, ZEROSCROLLS];
+
 /// The task.
 #[derive(Debug, Default)]
 pub struct NarrativeQa {
     setting: Setting,
+    published: Published,
 }
 
 e2llm_plugin::export_task! {
@@ -53,11 +60,15 @@ impl Task for NarrativeQa {
             ]
             .map(|(pattern, about)| FileFormat { pattern: pattern.into(), description: about.into() })
             .into(),
-            options: vec![OptionInfo {
-                name: "setting".into(),
-                default: "summary".into(),
-                help: "what the official files are read for: `summary` or `story`".into(),
-            }],
+            options: vec![
+                OptionInfo {
+                    name: "setting".into(),
+                    default: "summary".into(),
+                    help: "what the official files are read for: `summary` or `story`".into(),
+                },
+                Wording::option(&STYLES),
+                Wording::templates_option(),
+            ],
             slices: vec!["kind".into()],
             ..TaskInfo::default()
         }
@@ -65,6 +76,7 @@ impl Task for NarrativeQa {
 
     fn configure(&mut self, options: &TaskOptions, _: Host) -> Result<()> {
         options.only(&self.info().options)?;
+        self.published = Published::read(options, &STYLES)?;
         self.setting = match options.text("setting").as_deref() {
             None | Some("summary") => Setting::Summary,
             Some("story") => Setting::Story,
@@ -77,7 +89,14 @@ impl Task for NarrativeQa {
     }
 
     fn open(&self, source: &Source) -> Result<Examples> {
-        let plain = |record: &Record| Ok(vec![record.plain(&["document_id"])?]);
+        self.published.open(source)?;
+        let plain = |record: &Record| {
+            Ok(vec![if ZeroScrolls::is_record(record) {
+                ZeroScrolls::example(record)?
+            } else {
+                record.plain(&["document_id"])?
+            }])
+        };
         if source.folder.is_none() {
             return Ok(examples(source.records(&[PLAIN], SAMPLE)?, plain));
         }
@@ -85,11 +104,14 @@ impl Task for NarrativeQa {
         if bare_name(&path) == official::QUESTIONS {
             official::open(source, &path, self.setting)
         } else {
-            Ok(examples(source.read(&path)?, plain))
+            Ok(examples(ZeroScrolls::joined(source.read(&path)?), plain))
         }
     }
 
     fn prompt(&self, example: &Example) -> Result<Prompt> {
+        if let Some(prompt) = self.published.prompt(example, "narrativeqa", SCROLLS_TOKENS)? {
+            return Ok(prompt);
+        }
         let mut prompt = Prompt::new(example, TEMPLATE, MAX_NEW_TOKENS);
         prompt.instruction = format!(
             "Answer the question about the story with a few words or one short phrase, and nothing else.\n\n\

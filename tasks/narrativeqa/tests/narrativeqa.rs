@@ -182,3 +182,59 @@ fn mistakes_are_named() {
     let message = read(dir.path(), "test").unwrap_err().message;
     assert!(message.contains("test.jsonl, line 57: not JSON"), "{message}");
 }
+
+/// The task with these options.
+fn with(options: &[(&str, &str)]) -> Result<NarrativeQa> {
+    let mut task = NarrativeQa::default();
+    let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
+    task.configure(&TaskOptions(options), Host::default()).map(|()| task)
+}
+
+#[test]
+fn prompts_of_others() {
+    let example = &sample().unwrap()[0];
+    let scrolls = with(&[("prompt", "scrolls")]).unwrap().prompt(example).unwrap();
+    assert_eq!(scrolls.render(), format!("{}\n\n{}", example.instruction, example.context));
+    assert_eq!((scrolls.style.as_str(), scrolls.chat, scrolls.max_new_tokens), ("scrolls", false, 64));
+    assert!(
+        with(&[("prompt", "formal")])
+            .unwrap_err()
+            .help
+            .ends_with("it has: e2llm, official, scrolls, zeroscrolls")
+    );
+    let error = with(&[("prompt", "zeroscrolls")]).unwrap().prompt(example).unwrap_err();
+    assert!(error.help.contains("ZeroSCROLLS' own records"), "{error}");
+    let official = with(&[("prompt", "official")]).unwrap();
+    assert!(official.prompt(example).is_err() && official.open(&Source::sample()).is_err());
+    let Some(templates) = shared("longbench/raw") else { return };
+    let official = with(&[("prompt", "official"), ("templates", templates.to_str().unwrap())]).unwrap();
+    drop(official.open(&Source::sample()).unwrap());
+    let prompt = official.prompt(example).unwrap();
+    assert_eq!(&prompt.template_sha256[..16], "aada7ed24b06abac");
+    assert!(prompt.render().ends_with(&format!("Question: {}\n\nAnswer:", example.instruction)));
+    assert!(prompt.render().contains(&format!("\n\nStory: {}\n\nNow, answer", example.context)));
+    assert_eq!((prompt.max_new_tokens, prompt.chat), (128, true));
+}
+
+#[test]
+fn rows_of_zeroscrolls() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |pid: &str, output: &str| {
+        let input = "Read.\n\nStory:\nA cat sat.\n\nQuestion:\nWho sat?\n\nAnswer:\n";
+        let (document, query) = (input.find("A cat").unwrap(), input.find("Who").unwrap());
+        serde_json::json!({"id": "1", "pid": pid, "input": input, "output": output, "document_start_index": document,
+            "document_end_index": document + 10, "query_start_index": query, "query_end_index": query + 8})
+        .to_string()
+    };
+    std::fs::write(dir.path().join("validation.jsonl"), row("1_0", "cat") + "\n" + &row("1_1", "the cat"))
+        .unwrap();
+    let task = with(&[("prompt", "zeroscrolls")]).unwrap();
+    let all: Vec<_> =
+        task.open(&Source::folder(dir.path(), "validation")).unwrap().map(|e| e.unwrap()).collect();
+    assert_eq!((all.len(), all[0].references.len()), (1, 2));
+    let prompt = task.prompt(&all[0]).unwrap();
+    assert_eq!(prompt.render(), "Read.\n\nStory:\nA cat sat.\n\nQuestion:\nWho sat?\n\nAnswer:\n");
+    assert_eq!(prompt.max_new_tokens, 64);
+    let ours = NarrativeQa::default().prompt(&all[0]).unwrap();
+    assert!(ours.instruction.ends_with("Question: Who sat?"));
+}

@@ -2,8 +2,11 @@
 
 mod official;
 
+use e2llm_plugin::official::{OFFICIAL, Published, SCROLLS, Wording, ZEROSCROLLS, ZeroScrolls};
 use e2llm_plugin::source::{PLAIN, examples};
-use e2llm_plugin::{Example, Examples, FileFormat, Prompt, Result, Source, Task, TaskInfo};
+use e2llm_plugin::{
+    Example, Examples, FileFormat, Host, Prompt, Result, Source, Task, TaskInfo, TaskOptions,
+};
 
 const SAMPLE: &str = include_str!("../sample/sample.jsonl");
 
@@ -13,11 +16,16 @@ const FILES: [&str; 3] = [PLAIN, "data/ALL/jsonl/{split}.jsonl", "data/ALL/{spli
 const TEMPLATE: &str =
     "This is the transcript of a meeting, one turn after another.\n\n{context}\n\n{instruction}";
 
+/// Of every wording.
 const MAX_NEW_TOKENS: usize = 512;
+
+const STYLES: [&str; 3] = [OFFICIAL, SCROLLS, ZEROSCROLLS];
 
 /// The task.
 #[derive(Debug, Default)]
-pub struct Qmsum;
+pub struct Qmsum {
+    published: Published,
+}
 
 e2llm_plugin::export_task! {
     Qmsum, id: "qmsum", description: "Summarises a meeting in answer to a query"
@@ -47,12 +55,20 @@ impl Task for Qmsum {
             ]
             .map(|(pattern, about)| FileFormat { pattern: pattern.into(), description: about.into() })
             .into(),
+            options: vec![Wording::option(&STYLES), Wording::templates_option()],
             slices: vec!["query_type".into()],
             ..TaskInfo::default()
         }
     }
 
+    fn configure(&mut self, options: &TaskOptions, _: Host) -> Result<()> {
+        options.only(&self.info().options)?;
+        self.published = Published::read(options, &STYLES)?;
+        Ok(())
+    }
+
     fn open(&self, source: &Source) -> Result<Examples> {
+        self.published.open(source)?;
         if source.folder.is_none() {
             return Ok(examples(source.records(&[PLAIN], SAMPLE)?, |r| Ok(vec![r.plain(&["meeting"])?])));
         }
@@ -63,10 +79,12 @@ impl Task for Qmsum {
             return official::folder(source, &path);
         }
         let (split, mut line) = (source.split.clone(), 0);
-        Ok(examples(source.read(&path)?, move |record| {
+        Ok(examples(ZeroScrolls::joined(source.read(&path)?), move |record| {
             line += 1;
             if official::is_meeting(record) {
                 official::meeting(record, &format!("{split}-{line}"))
+            } else if ZeroScrolls::is_record(record) {
+                Ok(vec![ZeroScrolls::example(record)?])
             } else {
                 Ok(vec![record.plain(&["meeting"])?])
             }
@@ -74,6 +92,9 @@ impl Task for Qmsum {
     }
 
     fn prompt(&self, example: &Example) -> Result<Prompt> {
+        if let Some(prompt) = self.published.prompt(example, "qmsum", MAX_NEW_TOKENS)? {
+            return Ok(prompt);
+        }
         let mut prompt = Prompt::new(example, TEMPLATE, MAX_NEW_TOKENS);
         prompt.instruction = format!(
             "Answer the query below from what was said in the meeting. Write one coherent paragraph that names who \

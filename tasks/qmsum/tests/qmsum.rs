@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use e2llm_plugin::{Example, Result, Source, Task};
+use e2llm_plugin::{Example, Host, Result, Source, Task, TaskOptions};
 use e2llm_task_qmsum::{Qmsum, e2llm_plugin_entry};
+use serde_json::Value;
 
 /// A folder of real records beside the repository; where it is missing the test says so and passes.
 fn shared(name: &str) -> Option<PathBuf> {
@@ -17,7 +18,7 @@ fn shared(name: &str) -> Option<PathBuf> {
 }
 
 fn read(folder: &Path, split: &str) -> Result<Vec<Example>> {
-    Qmsum.open(&Source::folder(folder, split))?.collect()
+    Qmsum::default().open(&Source::folder(folder, split))?.collect()
 }
 
 fn count<T: Ord>(examples: &[Example], f: impl Fn(&Example) -> T) -> usize {
@@ -31,10 +32,10 @@ fn conforms() {
 
 #[test]
 fn the_sample_has_general_and_specific_queries() {
-    let all: Vec<_> = Qmsum.open(&Source::sample()).unwrap().map(|e| e.unwrap()).collect();
+    let all: Vec<_> = Qmsum::default().open(&Source::sample()).unwrap().map(|e| e.unwrap()).collect();
     assert_eq!((all.len(), count(&all, |e| e.group.clone())), (6, 2));
     assert_eq!(count(&all, |e| e.meta["query_type"].to_string()), 2);
-    let prompt = Qmsum.prompt(&all[1]).unwrap();
+    let prompt = Qmsum::default().prompt(&all[1]).unwrap();
     assert!(prompt.instruction.ends_with(&all[1].instruction));
     assert_eq!((prompt.max_new_tokens, prompt.style.as_str()), (512, "e2llm"));
 }
@@ -83,7 +84,7 @@ fn official_files_agree_with_the_plain_records() {
         std::fs::copy(raw, meetings.join(format!("{name}.json"))).unwrap();
     }
     let source = Source::folder(dir.path(), "train");
-    let got: Vec<_> = Qmsum.open(&source).unwrap().map(|e| e.unwrap()).collect();
+    let got: Vec<_> = Qmsum::default().open(&source).unwrap().map(|e| e.unwrap()).collect();
     assert_eq!(source.opened_files().len(), 2);
     let plain = read(&folder, "train").unwrap();
     let same: Vec<_> = plain.iter().filter(|e| e.group == "Bdb001" || e.group == "Bed004").collect();
@@ -131,4 +132,30 @@ fn only_line_feeds_end_lines() {
     let all = read(dir.path(), "validation").unwrap();
     assert_eq!(all.len(), 2);
     assert_eq!(all[1].context, "A: x\u{2028}y\u{85}z");
+}
+
+#[test]
+fn official_prompts_are_those_others_have_made() {
+    // LongBench's prompts as OpenCompass wrote them down with the answers of a model
+    let (Some(folder), Some(templates)) = (shared("qmsum"), shared("longbench/raw")) else { return };
+    let path = folder.join("raw/minilongbench_qmsum.opencompass.json");
+    let made: Value = serde_json::from_reader(std::fs::File::open(path).unwrap()).unwrap();
+    let made: Vec<_> =
+        made.as_object().unwrap().values().map(|v| v["origin_prompt"].as_str().unwrap()).collect();
+    let mut task = Qmsum::default();
+    let options = [("prompt", "official".into()), ("templates", templates.to_str().unwrap().into())];
+    task.configure(
+        &TaskOptions(options.map(|(k, v): (&str, Value)| (k.to_owned(), v)).into_iter().collect()),
+        Host::default(),
+    )
+    .unwrap();
+    let all: Vec<_> =
+        task.open(&Source::folder(&folder, "longbench_mini")).unwrap().map(|e| e.unwrap()).collect();
+    let prompts: Vec<_> = all.iter().map(|e| task.prompt(e).unwrap()).collect();
+    for text in &made {
+        assert!(prompts.iter().any(|p| p.render() == **text), "no prompt is {}...", &text[..400]);
+    }
+    let first = &prompts[0];
+    assert_eq!(&first.template_sha256[..16], "dca23b678fe0183b");
+    assert_eq!((first.style.as_str(), first.max_new_tokens, first.chat), ("official", 512, true));
 }

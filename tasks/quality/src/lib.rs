@@ -4,8 +4,12 @@ mod html;
 mod official;
 
 use e2llm_plugin::choice;
+use e2llm_plugin::official::{SCROLLS, Wording, scrolls};
 use e2llm_plugin::source::{PLAIN, examples};
-use e2llm_plugin::{Example, Examples, FileFormat, Prediction, Prompt, Result, Source, Task, TaskInfo};
+use e2llm_plugin::{
+    Error, Example, Examples, FileFormat, Host, OptionInfo, OutputKind, Prediction, Prompt, Result, Source,
+    Task, TaskInfo, TaskOptions,
+};
 
 const SAMPLE: &str = include_str!("../sample/sample.jsonl");
 
@@ -22,12 +26,16 @@ const TEMPLATE: &str = "Read this text; a question about it follows.\n\n{context
 
 const MAX_NEW_TOKENS: usize = 32;
 
-/// By which a metric knows how to read a response.
-const PROTOCOL: &str = "quality";
+/// By which a metric knows how to read a response: strictly, or as the letter of the option chosen by likelihood.
+const PROTOCOLS: [&str; 2] = ["quality", "letter"];
 
 /// The task.
 #[derive(Debug, Default)]
-pub struct Quality;
+pub struct Quality {
+    wording: Wording,
+    /// By likelihood of the options' texts.
+    output: OutputKind,
+}
 
 e2llm_plugin::export_task! {
     Quality, id: "quality", description: "Answers four-choice questions about stories"
@@ -67,13 +75,37 @@ impl Task for Quality {
                         .into(),
                 })
                 .collect(),
+            output: self.output,
+            options: vec![
+                Wording::option(&[SCROLLS]),
+                OptionInfo {
+                    name: "output".into(),
+                    default: "generate".into(),
+                    help: "`generate` an answer, or `choose` the option whose text is most likely".into(),
+                },
+            ],
             slices: vec!["difficult".into()],
             ..TaskInfo::default()
         }
     }
 
+    fn configure(&mut self, options: &TaskOptions, _: Host) -> Result<()> {
+        options.only(&self.info().options)?;
+        self.wording = Wording::read(options, &[SCROLLS])?;
+        self.output = match options.text("output").as_deref() {
+            None | Some("generate") => OutputKind::Generate,
+            Some("choose") => OutputKind::Choose,
+            Some(other) => {
+                return Err(Error::bad_request(format!("task option `output`: no output `{other}`"))
+                    .with_help("it is `generate` or `choose`"));
+            }
+        };
+        Ok(())
+    }
+
     fn open(&self, source: &Source) -> Result<Examples> {
-        Ok(examples(source.records(&FILES, SAMPLE)?, |record| {
+        let protocol = PROTOCOLS[usize::from(self.output == OutputKind::Choose)];
+        Ok(examples(source.records(&FILES, SAMPLE)?, move |record| {
             let found = if official::is_article(record) {
                 official::article(record)?
             } else if official::is_columns(record) {
@@ -81,22 +113,40 @@ impl Task for Quality {
             } else {
                 vec![record.plain(&["article_id"])?]
             };
-            found.into_iter().map(|example| choice::complete(record, example, PROTOCOL)).collect()
+            found.into_iter().map(|example| choice::complete(record, example, protocol)).collect()
         }))
     }
 
     fn prompt(&self, example: &Example) -> Result<Prompt> {
         let mut prompt = Prompt::new(example, TEMPLATE, MAX_NEW_TOKENS);
-        prompt.instruction = format!(
-            "Choose the right answer to a question about the text.\n\n{}\n\nReply with the letter of your choice in \
-             parentheses and nothing else.",
-            example.instruction
-        );
+        if self.wording.is(SCROLLS) {
+            prompt = scrolls(example, MAX_NEW_TOKENS);
+        } else {
+            let reply = match self.output {
+                OutputKind::Generate => "the letter of your choice in parentheses",
+                OutputKind::Choose => "the text of your choice",
+            };
+            prompt.instruction = format!(
+                "Choose the right answer to a question about the text.\n\n{}\n\nReply with {reply} and nothing else.",
+                example.instruction
+            );
+        }
+        if self.output == OutputKind::Choose {
+            prompt.choices = choice::options(example);
+        }
         Ok(prompt)
     }
 
-    /// A leading letter, then `answer is (X)`, then the exact text of an option.
+    /// A leading letter, then `answer is (X)`, then the exact text of an option; of a chosen option, its letter.
     fn extract(&self, example: &Example, response: &str) -> Prediction {
-        choice::strict(response, &choice::options(example)).into()
+        let options = choice::options(example);
+        if self.output == OutputKind::Choose {
+            let chosen = ('A'..).zip(&options).find(|(_, option)| *option == response);
+            return chosen.map_or_else(Prediction::default, |(letter, _)| Prediction {
+                text: letter.into(),
+                rule: "likelihood".into(),
+            });
+        }
+        choice::strict(response, &options).into()
     }
 }

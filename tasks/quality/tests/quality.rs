@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use e2llm_plugin::{Example, Result, Source, Task};
+use e2llm_plugin::{Example, Host, OutputKind, Result, Source, Task, TaskOptions};
 use e2llm_task_quality::{Quality, e2llm_plugin_entry};
 
 /// A folder of real records beside the repository; where it is missing the test says so and passes.
@@ -17,11 +17,11 @@ fn shared(name: &str) -> Option<PathBuf> {
 }
 
 fn read(folder: &Path, split: &str) -> Result<Vec<Example>> {
-    Quality.open(&Source::folder(folder, split))?.collect()
+    Quality::default().open(&Source::folder(folder, split))?.collect()
 }
 
 fn sample() -> Result<Vec<Example>> {
-    Quality.open(&Source::sample())?.collect()
+    Quality::default().open(&Source::sample())?.collect()
 }
 
 fn count<T: Ord>(examples: &[Example], f: impl Fn(&Example) -> T) -> usize {
@@ -44,10 +44,13 @@ fn the_sample_is_complete() {
         let gold = e.meta["gold_label"].as_u64().unwrap() as usize;
         assert_eq!(e.references, [["A", "B", "C", "D"][gold - 1]]);
         assert!(e.instruction.contains(&format!("({}) {}", e.references[0], options[gold - 1])));
-        assert!(Quality.prompt(e).unwrap().instruction.contains(&e.instruction));
+        assert!(Quality::default().prompt(e).unwrap().instruction.contains(&e.instruction));
         // an option's text is an answer; the instruction is none
-        assert_eq!(Quality.extract(e, &options[gold - 1]).text, e.references[0]);
-        assert_eq!(Quality.extract(e, &Quality.prompt(e).unwrap().instruction).text, "");
+        assert_eq!(Quality::default().extract(e, &options[gold - 1]).text, e.references[0]);
+        assert_eq!(
+            Quality::default().extract(e, &Quality::default().prompt(e).unwrap().instruction).text,
+            ""
+        );
     }
 }
 
@@ -111,7 +114,7 @@ fn the_strict_reading() {
         ("A mule walks", "", ""),
         ("", "", ""),
     ] {
-        let got = Quality.extract(e, response);
+        let got = Quality::default().extract(e, response);
         assert_eq!((got.text.as_str(), got.rule.as_str()), (text, rule), "{response}");
     }
 }
@@ -141,4 +144,39 @@ fn mistakes_are_named() {
     }
     let error = article(&with("2").replace(",\"w\"", ""));
     assert!(error.message.ends_with("3 options, expected 4"), "{error}");
+}
+
+/// The task with this option.
+fn with(option: &str, value: &str) -> Result<Quality> {
+    let mut task = Quality::default();
+    let mut options = TaskOptions::default();
+    options.0.insert(option.into(), value.into());
+    task.configure(&options, Host::default()).map(|()| task)
+}
+
+#[test]
+fn an_option_can_be_chosen_by_likelihood() {
+    let task = with("output", "choose").unwrap();
+    assert_eq!(task.info().output, OutputKind::Choose);
+    for e in task.open(&Source::sample()).unwrap() {
+        let e = e.unwrap();
+        assert_eq!(e.meta["choice_protocol"], "letter");
+        let prompt = task.prompt(&e).unwrap();
+        assert_eq!(prompt.choices.len(), 4);
+        let gold = usize::from(e.references[0].as_bytes()[0] - b'A');
+        let read = task.extract(&e, &prompt.choices[gold]);
+        assert_eq!((read.text.as_str(), read.rule.as_str()), (e.references[0].as_str(), "likelihood"));
+        assert_eq!(task.extract(&e, "(A)").text, "", "only an option's text is chosen");
+    }
+    assert!(with("output", "guess").unwrap_err().help.contains("`choose`"));
+}
+
+#[test]
+fn scrolls_asks_first_and_has_no_official_wording() {
+    let task = with("prompt", "scrolls").unwrap();
+    let e = &sample().unwrap()[0];
+    let text = task.prompt(e).unwrap().render();
+    assert!(text.starts_with(&format!("{}\n(A) ", e.meta["question"].as_str().unwrap())), "{}", &text[..200]);
+    assert!(text.ends_with(&format!("\n\n{}", e.context)));
+    assert_eq!(with("prompt", "official").unwrap_err().help, "it has: e2llm, scrolls");
 }

@@ -118,7 +118,7 @@ fn check_extract(plugin: &Plugin) -> Outcome {
             let first = task.extract(&example, &response).map_err(text)?;
             let again = task.extract(&example, &response).map_err(text)?;
             ensure(first == again, || format!("`{}`: extraction is not repeatable", example.id))?;
-            task.next_turn(&example, &response).map_err(text)?;
+            task.next_turn(&example, &response, 1).map_err(text)?;
         }
         let empty = task.extract(&example, "").map_err(text)?;
         ensure(empty.text.is_empty(), || format!("an empty response became `{}`", empty.text))?;

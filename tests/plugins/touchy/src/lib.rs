@@ -65,7 +65,7 @@ impl Task for Touchy {
         Ok(Prompt::new(example, "{context}\n{instruction}", 8))
     }
 
-    fn next_turn(&self, example: &Example, _response: &str) -> Result<Option<Prompt>> {
+    fn next_turn(&self, example: &Example, _response: &str, _turn: u32) -> Result<Option<Prompt>> {
         if example.id == "2" {
             self.touch("next_turn");
         }
