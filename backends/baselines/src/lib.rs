@@ -6,12 +6,11 @@
 mod decoder;
 pub mod echo;
 pub mod no_context;
-mod policy;
 #[cfg(test)]
 mod tests;
 pub mod truncate;
 
-pub use policy::{Kept, Policy};
+pub use e2llm_backend::{Kept, Policy};
 
 /// Adds every method of this crate to `registry`.
 pub fn register(registry: &mut e2llm_backend::Registry) {

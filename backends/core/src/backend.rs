@@ -50,6 +50,11 @@ pub trait Backend: Send {
         Err(BackendError::new(ErrorKind::Unsupported, message))
     }
 
+    /// How many requests it likes to get at once, where the run does not say; `None` leaves it to the device.
+    fn preferred_batch(&self) -> Option<usize> {
+        None
+    }
+
     /// The decoder's token counter, where there is one.
     fn token_counter(&self) -> Option<TokenCounter> {
         None
