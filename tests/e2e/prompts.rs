@@ -104,16 +104,39 @@ fn reasoning_is_asked_for_and_then_answered_from() {
     let base =
         ["run", "--tasks", "longbench-v2", "--data", arg(&data), "--backend", "echo", "--limit", "2", "-q"];
     bench(&[&base[..], &["--prompt", "longbench-v2=official-cot", "--out", arg(&out)]].concat()).code(0);
-    for sample in samples(&out, "longbench-v2") {
-        // `echo` answers with the instruction's first words: those of the second turn, which has the first one's in it
-        let response = sample["outcome"]["answered"]["response"].as_str().unwrap();
-        assert!(response.starts_with("Please read"), "the whole second turn is asked: {response}");
-        assert_eq!(response.matches("What is the correct answer to this question").count(), 2, "{response}");
-    }
+    // `echo` answers with the instruction's first words: those of the second turn, which has the first one's in it
+    let all = samples(&out, "longbench-v2");
+    let responses: Vec<_> =
+        all.iter().map(|s| s["outcome"]["answered"]["response"].as_str().unwrap()).collect();
+    assert!(responses.iter().all(|r| r.contains("The text is too long and omitted here.")), "{responses:?}");
+    assert_eq!(
+        responses[0].matches("What is the correct answer to this question").count(),
+        2,
+        "{}",
+        responses[0]
+    );
     // another wording is another run
     bench(&[&base[..], &["--resume", "--out", arg(&out)]].concat())
         .code(2)
         .says(&["prompt of longbench-v2: was official-cot"]);
+}
+
+#[test]
+fn an_answer_can_be_chosen_by_likelihood() {
+    let dir = tempdir().unwrap();
+    let out = dir.path().join("run");
+    let choose = ["--task-option", "quality.output=choose", "--out", arg(&out), "-q"];
+    bench(&[&["run", "--tasks", "quality", "--backend", "echo"][..], &choose].concat()).code(0);
+    for sample in samples(&out, "quality") {
+        let answer = &sample["outcome"]["answered"];
+        assert_eq!(
+            (&answer["finish"], &answer["prediction"]["rule"]),
+            (&json!("chosen"), &json!("likelihood"))
+        );
+        let options = sample["meta"]["options"].as_array().unwrap();
+        assert!(options.contains(&answer["response"]), "{answer}");
+    }
+    assert_eq!(results(&out)["tasks"][0]["slices"][0]["n_null"], 0);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! The task over its sample, over files in the official formats, and over broken ones.
+#![expect(clippy::unwrap_used, reason = "all of this is tests")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -85,7 +85,6 @@ impl Task for Quality {
                 },
             ],
             slices: vec!["difficult".into()],
-            ..TaskInfo::default()
         }
     }
 
