@@ -27,7 +27,7 @@ fn all_tasks_read_real_records() {
         "--data",
         arg(&data),
         "--split",
-        "qmsum=validation",
+        "qmsum=validation,squality=validation",
         "--backend",
         "echo",
         "--limit",

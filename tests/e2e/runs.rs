@@ -5,8 +5,18 @@ use serde_json::Value;
 use std::path::Path;
 use tempfile::tempdir;
 
-pub(crate) const TASKS: [&str; 8] =
-    ["govreport", "longbench", "longbench-v2", "narrativeqa", "niah", "qmsum", "quality", "triviaqa"];
+pub(crate) const TASKS: [&str; 10] = [
+    "govreport",
+    "longbench",
+    "longbench-v2",
+    "multi-lexsum",
+    "narrativeqa",
+    "niah",
+    "qmsum",
+    "quality",
+    "squality",
+    "triviaqa",
+];
 
 /// They never change their order; new ones come at the end.
 const COLUMNS: [&str; 28] = [
@@ -192,7 +202,7 @@ fn scoring_again_gives_the_same_and_needs_no_backend() {
     }
     let missing = bench(&["leaderboard", arg(&out)]);
     missing.code(1).says(&["results.json", "e2llm-bench score"]);
-    bench(&["score", arg(&out)]).code(0).prints(&TASKS[5..6]);
+    bench(&["score", arg(&out)]).code(0).prints(&TASKS[6..7]);
     assert!(repeatable(&out) == before);
     // other metrics from the same answers
     let json = bench(&["score", arg(&out), "--metrics", "em_squad,f1_squad", "--json"]).code(0).json_lines();
