@@ -3,12 +3,14 @@
 //! - `needle_recall`: share of the references that the answer contains, whatever their case;
 //! - `ruler_all`, `ruler_part`: RULER's `string_match_all` (the same, after its clean-up) and `string_match_part` (one is
 //!   enough);
+//! - `ruler_score`: the one of these two that RULER reports for the sample's task: `meta.ruler_match` is `all`, the default,
+//!   or `part`;
 //! - `needle_rouge`: ROUGE-1 with stemmer of the answer against the needle's own words, `meta.needle`, or against the
 //!   references where that is missing.
 
 use std::sync::{Mutex, PoisonError};
 
-use e2llm_plugin::text::python_trim;
+use e2llm_plugin::text::ruler_clean;
 use e2llm_plugin::{Error, Metric, MetricInfo, Result, Scored, Scores, Unit, ValueInfo, export_metric};
 use e2llm_rouge::{Scorer, Selection, Variant};
 
@@ -41,6 +43,7 @@ impl Metric for Needle {
                 ),
                 value("ruler_all", "the same after RULER's clean-up", "RULER string_match_all"),
                 value("ruler_part", "whether any reference is contained", "RULER string_match_part"),
+                value("ruler_score", "the one of the two that RULER reports for the task", "RULER"),
                 value("needle_rouge", "rouge1+stem of the answer against the needle", "rouge_score 0.1.2"),
             ],
             gold: Scored {
@@ -58,10 +61,17 @@ impl Metric for Needle {
         let recall = contained(&sample.prediction, &sample.references);
         let cleaned = contained(&ruler_clean(&sample.prediction), &sample.references);
         let share = |found: usize| found as f64 / sample.references.len() as f64;
+        let part = f64::from(u8::from(cleaned > 0));
+        let score = match sample.meta.get("ruler_match").map(|m| m.as_str()) {
+            None | Some(Some("all")) => share(cleaned),
+            Some(Some("part")) => part,
+            Some(_) => return Err(Error::bad_request("meta `ruler_match` is neither `all` nor `part`")),
+        };
         Ok(Scores::from([
             ("needle_recall".into(), share(recall)),
             ("ruler_all".into(), share(cleaned)),
-            ("ruler_part".into(), f64::from(u8::from(cleaned > 0))),
+            ("ruler_part".into(), part),
+            ("ruler_score".into(), score),
             ("needle_rouge".into(), self.rouge(sample)?),
         ]))
     }
@@ -92,12 +102,6 @@ impl Needle {
     }
 }
 
-/// RULER's clean-up of a prediction: control characters become line ends, the ends are trimmed before and after.
-pub fn ruler_clean(prediction: &str) -> String {
-    let lines: String = python_trim(prediction).chars().map(|c| if c < ' ' { '\n' } else { c }).collect();
-    python_trim(&lines).to_owned()
-}
-
 /// How many of `references` the text contains, in any case.
 fn contained(text: &str, references: &[String]) -> usize {
     let text = text.to_lowercase();
@@ -105,7 +109,7 @@ fn contained(text: &str, references: &[String]) -> usize {
 }
 
 /// The ids of the values, as a host finds them without loading the plugin.
-pub const IDS: &str = "needle_recall ruler_all ruler_part needle_rouge";
+pub const IDS: &str = "needle_recall ruler_all ruler_part ruler_score needle_rouge";
 
 export_metric! {
     Needle,

@@ -1,6 +1,7 @@
 //! The plugin as a host sees it, and RULER's values.
 
-use e2llm_metric_needle::{IDS, Needle, e2llm_plugin_entry, ruler_clean};
+use e2llm_metric_needle::{IDS, Needle, e2llm_plugin_entry};
+use e2llm_plugin::text::ruler_clean;
 use e2llm_plugin::{Metric, Scored, Scores};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -55,6 +56,19 @@ fn control_characters_become_line_ends_for_ruler_only() {
     assert_eq!(ruler_clean(" \u{1f}a\tb\u{0}\u{3000}"), "a\nb");
     let got = score("eat\ta sandwich", &["a\tsandwich", "EAT\ta"], None);
     assert_eq!((got["needle_recall"], got["ruler_all"]), (0.5, 0.0));
+}
+
+#[test]
+fn ruler_reports_one_of_its_two_by_task() {
+    let of = |kind: Option<Value>| {
+        let mut sample =
+            Scored { prediction: "7".into(), references: vec!["7".into(), "8".into()], ..Scored::default() };
+        sample.meta.extend(kind.map(|k| ("ruler_match".to_owned(), k)));
+        Needle::default().score(&sample).map(|scores| scores["ruler_score"])
+    };
+    assert_eq!([of(None), of(Some("all".into())), of(Some("part".into()))], [Ok(0.5), Ok(0.5), Ok(1.0)]);
+    assert!(of(Some("some".into())).unwrap_err().message.contains("neither `all` nor `part`"));
+    assert!(of(Some(1.into())).is_err());
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod choice;
 pub mod client;
 mod error;
 mod export;
+pub mod haystack;
 mod host;
 mod identity;
 pub mod json_array;

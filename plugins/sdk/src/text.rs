@@ -26,6 +26,12 @@ pub fn python_trim(text: &str) -> &str {
     text.trim_matches(is_python_space)
 }
 
+/// RULER's clean-up of an answer: control characters become line ends, the ends are trimmed before and after.
+pub fn ruler_clean(answer: &str) -> String {
+    let lines: String = python_trim(answer).chars().map(|c| if c < ' ' { '\n' } else { c }).collect();
+    python_trim(&lines).to_owned()
+}
+
 /// Normalises an answer as SQuAD and LongBench do: lower-case, ASCII punctuation deleted, the articles
 /// `a an the` replaced by a space, white space collapsed.
 ///

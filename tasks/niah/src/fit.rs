@@ -1,7 +1,6 @@
 //! Cuts a haystack to a length and puts needles at a depth.
 
-use crate::haystack::Haystack;
-use crate::measure::Measure;
+use e2llm_plugin::haystack::{Haystack, Measure};
 use e2llm_plugin::{Error, Result};
 
 /// A text with needles.

@@ -2,11 +2,9 @@
 
 use crate::Niah;
 use crate::fit::{Fitted, fit, usable, wanted};
-use crate::haystack::{Haystack, text_files};
-use crate::measure::{Measure, Unit};
 use crate::needle::Needle;
-use crate::rng::Rng;
 use crate::settings::Cell;
+use e2llm_plugin::haystack::{Haystack, Measure, Rng, Unit, text_files};
 use e2llm_plugin::record::context_group;
 use e2llm_plugin::{Error, ErrorCode, Example, Examples, LogLevel, Result, Source};
 use serde_json::{Map, Value, json};
@@ -77,7 +75,7 @@ fn generate(
     let hay = match shared {
         Some(hay) => hay,
         None => {
-            own = Haystack::told(rng.next(), wanted(budget), measure)?;
+            own = Haystack::told(rng.bits(), wanted(budget), measure)?;
             &own
         }
     };

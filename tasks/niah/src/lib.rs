@@ -7,18 +7,14 @@
 
 mod fit;
 mod grid;
-mod haystack;
-mod measure;
 mod needle;
-mod prose;
 mod records;
-mod rng;
-mod sentences;
 mod settings;
 
-use crate::measure::Counter;
 use crate::settings::Settings;
+use e2llm_plugin::haystack::{Counter, tokenizer};
 use e2llm_plugin::source::{PLAIN, examples};
+use e2llm_plugin::text::ruler_clean;
 use e2llm_plugin::{
     Error, Example, Examples, FileFormat, Host, Prediction, Prompt, Result, Source, Task, TaskInfo,
     TaskOptions,
@@ -83,7 +79,7 @@ impl Task for Niah {
     fn configure(&mut self, options: &TaskOptions, host: Host) -> Result<()> {
         self.settings = Settings::read(options)?;
         self.host = host;
-        self.counter = measure::tokenizer(host);
+        self.counter = tokenizer(host);
         Ok(())
     }
 
@@ -118,8 +114,7 @@ impl Task for Niah {
 
     /// RULER's clean-up: control characters count as line ends.
     fn extract(&self, _example: &Example, response: &str) -> Prediction {
-        let clean: String = response.trim().chars().map(|c| if c < ' ' { '\n' } else { c }).collect();
-        Prediction { text: clean.trim().to_owned(), rule: "trimmed".into() }
+        Prediction { text: ruler_clean(response), rule: "trimmed".into() }
     }
 }
 

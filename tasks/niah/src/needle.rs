@@ -1,6 +1,6 @@
 //! Needles: facts that only one sentence of the text states, and the questions for them.
 
-use crate::rng::Rng;
+use e2llm_plugin::haystack::Rng;
 use e2llm_plugin::{Error, Result};
 
 /// What kind of fact is hidden.

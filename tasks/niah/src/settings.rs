@@ -1,7 +1,7 @@
 //! The options, and the grid they span.
 
-use crate::measure::Unit;
 use crate::needle::{Custom, Kind};
+use e2llm_plugin::haystack::Unit;
 use e2llm_plugin::{Error, OptionInfo, Result, TaskOptions};
 use std::path::PathBuf;
 
@@ -65,7 +65,6 @@ pub(crate) fn options() -> Vec<OptionInfo> {
             "lengths of the texts, the buffer included (sample: 1500,2500 words)",
         ),
         ("depths", "0,25,50,75,100", "depths of the first needle in percent of the text (sample: 0,50,100)"),
-        ("unit", "auto", "`tokens` of the backend, `words`, or `auto`: tokens where it has a tokenizer"),
         ("needles", "1", "needles per text; those after the first divide the rest of it evenly"),
         ("repeats", "1", "samples per length and depth, each with its own draws"),
         ("haystack", "", "folder of .txt files; else those of the data folder, else built-in prose"),
@@ -76,7 +75,9 @@ pub(crate) fn options() -> Vec<OptionInfo> {
         ("answer", "", "the answer in your own needle, where it has no {value}"),
     ]
     .map(|(name, default, help)| OptionInfo { name: name.into(), default: default.into(), help: help.into() })
-    .into()
+    .into_iter()
+    .chain([Unit::option()])
+    .collect()
 }
 
 fn wrong(option: &str, what: impl std::fmt::Display) -> Error {
@@ -98,7 +99,7 @@ impl Settings {
             repeats: options.parse("repeats")?.unwrap_or(defaults.repeats),
             haystack: options.text("haystack").filter(|s| !s.is_empty()).map(Into::into),
             buffer: options.parse("buffer")?.unwrap_or(defaults.buffer),
-            unit: unit(options)?,
+            unit: Unit::read(options)?,
             kind: kind(options)?,
         };
         settings.check()?;
@@ -160,15 +161,6 @@ fn distinct<T: PartialEq + std::fmt::Display>(option: &str, items: &[T]) -> Resu
     }
     let twice = items.iter().enumerate().find(|(i, item)| items[..*i].contains(item));
     twice.map_or(Ok(()), |(_, item)| Err(wrong(option, format!("{item} is there twice"))))
-}
-
-fn unit(options: &TaskOptions) -> Result<Option<Unit>> {
-    match options.text("unit").as_deref() {
-        None | Some("auto") => Ok(None),
-        Some("tokens") => Ok(Some(Unit::Tokens)),
-        Some("words") => Ok(Some(Unit::Words)),
-        Some(other) => Err(wrong("unit", format!("`{other}` is none of auto, tokens, words"))),
-    }
 }
 
 fn kind(options: &TaskOptions) -> Result<Kind> {

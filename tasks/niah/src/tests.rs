@@ -1,5 +1,5 @@
 use super::*;
-use crate::measure::{Measure, Unit};
+use e2llm_plugin::haystack::{Measure, Unit, sentence_ends};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -56,7 +56,7 @@ fn check(e: &Example, measure: &Measure, buffer: u64, sentence_at_most: u64) {
         assert_eq!(context.matches(needle).count(), 1, "{id}");
         let before = context[..start].trim_end();
         assert!(
-            before.is_empty() || sentences::ends(before).last() == Some(&before.len()),
+            before.is_empty() || sentence_ends(before).last() == Some(&before.len()),
             "{id}: ...{before}"
         );
         hay = hay.replacen(needle, "", 1);

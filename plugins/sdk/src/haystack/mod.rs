@@ -1,14 +1,21 @@
-//! The long text: whole sentences, of text files or of the built-in prose, with their lengths.
+//! Long texts for generated tasks: whole sentences, of text files or of built-in prose, with their lengths.
 
-use crate::measure::Measure;
-use crate::prose::Prose;
-use crate::sentences;
-use e2llm_plugin::{Error, Host, LogLevel, Result, Source};
+mod measure;
+mod prose;
+mod rng;
+mod sentences;
+
+use crate::{Error, Host, LogLevel, Result, Source};
+use prose::Prose;
 use std::path::{Path, PathBuf};
+
+pub use measure::{Counter, Measure, Unit, tokenizer};
+pub use rng::Rng;
+pub use sentences::ends as sentence_ends;
 
 /// A text of whole sentences.
 #[derive(Debug, Default)]
-pub(crate) struct Haystack {
+pub struct Haystack {
     /// The text; ends with a sentence.
     text: String,
     /// Byte offset after each sentence.
@@ -41,7 +48,7 @@ impl Haystack {
     ///
     /// # Errors
     /// A length that no story fills.
-    pub(crate) fn told(seed: u64, length: u64, measure: &Measure) -> Result<Self> {
+    pub fn told(seed: u64, length: u64, measure: &Measure) -> Result<Self> {
         let (mut hay, mut prose) = (Self::default(), Prose::new(seed)?);
         while hay.length() < length {
             let Some(episode) = prose.next_episode()? else {
@@ -61,7 +68,7 @@ impl Haystack {
     ///
     /// # Errors
     /// A file that cannot be read, and files without a sentence.
-    pub(crate) fn read(
+    pub fn read(
         files: &[PathBuf],
         length: u64,
         measure: &Measure,
@@ -105,22 +112,22 @@ impl Haystack {
     }
 
     /// Length of all sentences.
-    pub(crate) fn length(&self) -> u64 {
+    pub fn length(&self) -> u64 {
         self.lengths.last().copied().unwrap_or(0)
     }
 
     /// Length of the first `n` sentences.
-    pub(crate) fn length_of(&self, n: usize) -> u64 {
+    pub fn length_of(&self, n: usize) -> u64 {
         n.checked_sub(1).map_or(0, |i| self.lengths[i])
     }
 
     /// How many sentences are within `length`.
-    pub(crate) fn within(&self, length: u64) -> usize {
+    pub fn within(&self, length: u64) -> usize {
         self.lengths.partition_point(|&l| l <= length)
     }
 
     /// Sentences `from` to `to`, with the white space before them.
-    pub(crate) fn slice(&self, from: usize, to: usize) -> &str {
+    pub fn slice(&self, from: usize, to: usize) -> &str {
         let end = |n: usize| n.checked_sub(1).map_or(0, |i| self.ends[i]);
         &self.text[end(from)..end(to)]
     }
@@ -130,7 +137,7 @@ impl Haystack {
 ///
 /// # Errors
 /// A folder that is missing or cannot be listed.
-pub(crate) fn text_files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn text_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(dir) = folders.pop() {

@@ -2,7 +2,7 @@
 
 use super::grammar::{Part, Slot, Template, Words, capitalised, with_article};
 use super::world::{Calendar, Phase, Pronoun, Town};
-use crate::rng::Rng;
+use crate::haystack::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What numbered slots of a tale were filled with.

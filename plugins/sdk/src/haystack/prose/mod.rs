@@ -10,9 +10,9 @@ mod tales;
 mod voice;
 mod world;
 
-use crate::rng::Rng;
-use crate::sentences;
-use e2llm_plugin::{Error, Result};
+use crate::haystack::Rng;
+use crate::haystack::sentences;
+use crate::{Error, Result};
 use grammar::{Template, Words, capitalised};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::LazyLock;

@@ -1,7 +1,7 @@
 //! The town: who lives there, and what day it is.
 
 use super::grammar::Words;
-use crate::rng::Rng;
+use crate::haystack::Rng;
 
 /// An inhabitant.
 #[derive(Debug)]

@@ -2,20 +2,20 @@
 
 /// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
 #[derive(Debug, Clone)]
-pub(crate) struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
     /// A stream that depends on every one of `parts` and on their order.
-    pub(crate) fn of(parts: &[u64]) -> Self {
+    pub fn of(parts: &[u64]) -> Self {
         let mut rng = Self(0);
         for &part in parts {
-            rng = Self(rng.next() ^ part);
+            rng = Self(rng.bits() ^ part);
         }
-        Self(rng.next())
+        Self(rng.bits())
     }
 
     /// 64 uniform bits.
-    pub(crate) fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -23,17 +23,17 @@ impl Rng {
     }
 
     /// A number in `0..n`; 0 where `n` is 0. The bias of 2^-64 n does not matter here.
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next()) * n as u128) >> 64) as usize
+    pub fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.bits()) * n as u128) >> 64) as usize
     }
 
     /// True in `percent` of 100 cases.
-    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+    pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
     /// Puts `items` in a random order (Fisher and Yates).
-    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));
         }
@@ -48,13 +48,13 @@ mod tests {
     fn the_sequence_is_the_published_one() {
         // first outputs of SplitMix64 for seed 1234567, as listed with the reference implementation
         let mut rng = Rng(1_234_567);
-        assert_eq!(rng.next(), 6_457_827_717_110_365_317);
-        assert_eq!(rng.next(), 3_203_168_211_198_807_973);
+        assert_eq!(rng.bits(), 6_457_827_717_110_365_317);
+        assert_eq!(rng.bits(), 3_203_168_211_198_807_973);
     }
 
     #[test]
     fn streams_depend_on_every_part_and_their_order() {
-        let first = |parts: &[u64]| Rng::of(parts).next();
+        let first = |parts: &[u64]| Rng::of(parts).bits();
         let all = [first(&[1, 2]), first(&[2, 1]), first(&[1, 2, 0]), first(&[1]), first(&[0, 1, 2])];
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());

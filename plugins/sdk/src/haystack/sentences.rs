@@ -8,7 +8,7 @@ const ABBREVIATIONS: [&str; 26] = [
 
 /// Byte offsets just after each sentence: after `.`, `!` or `?` and the quotes and brackets that close with it, where
 /// white space and a likely beginning follow, or the text's end. Initials and common abbreviations end nothing.
-pub(crate) fn ends(text: &str) -> Vec<usize> {
+pub fn ends(text: &str) -> Vec<usize> {
     let mut found = Vec::new();
     for (at, mark) in text.match_indices(['.', '!', '?']) {
         let rest = &text[at + 1..];

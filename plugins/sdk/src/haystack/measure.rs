@@ -1,19 +1,19 @@
 //! Lengths of texts, in one unit throughout.
 
-use e2llm_plugin::{Error, Host, Result};
+use crate::{Error, Host, OptionInfo, Result, TaskOptions};
 use std::sync::Arc;
 
 /// Tokens of a text, where there is a tokenizer.
-pub(crate) type Counter = Arc<dyn Fn(&str) -> Option<u64> + Send + Sync>;
+pub type Counter = Arc<dyn Fn(&str) -> Option<u64> + Send + Sync>;
 
 /// The tokenizer of the backend under test.
-pub(crate) fn tokenizer(host: Host) -> Counter {
+pub fn tokenizer(host: Host) -> Counter {
     Arc::new(move |text| host.count_tokens(text))
 }
 
 /// What lengths are counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unit {
+pub enum Unit {
     /// Tokens of the backend's tokenizer.
     Tokens,
     /// Runs of characters between white space.
@@ -21,8 +21,32 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
+    /// The option `unit` of a task whose texts have a length.
+    pub fn option() -> OptionInfo {
+        OptionInfo {
+            name: "unit".into(),
+            default: "auto".into(),
+            help: "`tokens` of the backend, `words`, or `auto`: tokens where it has a tokenizer".into(),
+        }
+    }
+
+    /// Reads the option; `None` for `auto`.
+    ///
+    /// # Errors
+    /// Another unit.
+    pub fn read(options: &TaskOptions) -> Result<Option<Self>> {
+        match options.text("unit").as_deref() {
+            None | Some("auto") => Ok(None),
+            Some("tokens") => Ok(Some(Self::Tokens)),
+            Some("words") => Ok(Some(Self::Words)),
+            Some(other) => Err(Error::bad_request(format!(
+                "task option `unit`: `{other}` is none of auto, tokens, words"
+            ))),
+        }
+    }
+
     /// As it stands in `meta.length_unit`.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Tokens => "tokens",
             Self::Words => "words",
@@ -32,7 +56,7 @@ impl Unit {
 
 /// Counts in one unit.
 #[derive(Clone)]
-pub(crate) struct Measure {
+pub struct Measure {
     unit: Unit,
     counter: Counter,
     /// What the tokenizer adds to every text, such as a begin-of-text token.
@@ -44,7 +68,7 @@ impl Measure {
     ///
     /// # Errors
     /// Tokens asked for without a tokenizer.
-    pub(crate) fn new(unit: Option<Unit>, counter: Counter) -> Result<Self> {
+    pub fn new(unit: Option<Unit>, counter: Counter) -> Result<Self> {
         let overhead = if unit == Some(Unit::Words) { None } else { counter("") };
         let unit = unit.unwrap_or(if overhead.is_some() { Unit::Tokens } else { Unit::Words });
         if unit == Unit::Tokens && overhead.is_none() {
@@ -57,7 +81,7 @@ impl Measure {
     }
 
     /// The unit.
-    pub(crate) fn unit(&self) -> Unit {
+    pub fn unit(&self) -> Unit {
         self.unit
     }
 
@@ -65,7 +89,7 @@ impl Measure {
     ///
     /// # Errors
     /// A tokenizer that fails: the unit never changes half-way.
-    pub(crate) fn whole(&self, text: &str) -> Result<u64> {
+    pub fn whole(&self, text: &str) -> Result<u64> {
         match self.unit {
             Unit::Words => Ok(text.split_whitespace().count() as u64),
             Unit::Tokens => (self.counter)(text)
@@ -77,7 +101,7 @@ impl Measure {
     ///
     /// # Errors
     /// As [`Measure::whole`].
-    pub(crate) fn piece(&self, text: &str) -> Result<u64> {
+    pub fn piece(&self, text: &str) -> Result<u64> {
         Ok(self.whole(text)?.saturating_sub(self.overhead))
     }
 }
