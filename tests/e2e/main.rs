@@ -15,6 +15,7 @@ mod panics;
 mod prompts;
 mod real_records;
 mod resume;
+mod ruler;
 mod runs;
 mod settings;
 mod stranger;

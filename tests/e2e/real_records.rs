@@ -19,11 +19,12 @@ fn all_tasks_read_real_records() {
     let Some(data) = shared() else { return };
     let dir = tempdir().unwrap();
     let out = dir.path().join("run");
-    let tasks = TASKS.join(",");
+    // RULER has no records
+    let tasks: Vec<_> = TASKS.into_iter().filter(|t| *t != "ruler").collect();
     bench(&[
         "run",
         "--tasks",
-        &tasks,
+        &tasks.join(","),
         "--data",
         arg(&data),
         "--split",
@@ -38,7 +39,7 @@ fn all_tasks_read_real_records() {
     ])
     .code(0);
     let results = results(&out);
-    for (i, task) in TASKS.into_iter().enumerate() {
+    for (i, task) in tasks.into_iter().enumerate() {
         let meta = &results["tasks"][i]["meta"];
         assert_eq!((&meta["task"], &meta["sample_data"]), (&task.into(), &false.into()));
         assert_eq!(samples(&out, task).len(), 3, "{task}");

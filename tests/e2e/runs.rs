@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::path::Path;
 use tempfile::tempdir;
 
-pub(crate) const TASKS: [&str; 10] = [
+pub(crate) const TASKS: [&str; 11] = [
     "govreport",
     "longbench",
     "longbench-v2",
@@ -14,6 +14,7 @@ pub(crate) const TASKS: [&str; 10] = [
     "niah",
     "qmsum",
     "quality",
+    "ruler",
     "squality",
     "triviaqa",
 ];
