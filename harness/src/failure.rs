@@ -126,6 +126,15 @@ impl From<e2llm_backend::BackendError> for Box<Failure> {
     }
 }
 
+/// All that a user sees of a failure, its lines as long as they are.
+#[cfg(test)]
+pub(crate) fn shown(failure: &Failure) -> String {
+    let mut text = String::new();
+    let theme = miette::GraphicalTheme::unicode_nocolor();
+    let handler = miette::GraphicalReportHandler::new_themed(theme).with_width(10_000);
+    handler.render_report(&mut text, failure).map_or_else(|e| e.to_string(), |()| text)
+}
+
 /// `did you mean` for a name that does not exist; empty where nothing is near.
 pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let near = |k: &&str| strsim::jaro_winkler(name, k);

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod cli;
+mod compare;
 mod invoke;
 mod libraries;
 mod loader;

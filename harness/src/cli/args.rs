@@ -33,6 +33,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// One table of several runs
     Leaderboard(LeaderboardArgs),
+    /// Differences between runs, paired by sample: intervals, p-values, effect sizes
+    Compare(CompareArgs),
     /// Score prediction/reference pairs of a file with a metric plugin
     Metric(MetricArgs),
     /// Fetch or describe models
@@ -137,6 +139,55 @@ pub struct LeaderboardArgs {
     /// Form of the table
     #[arg(long, value_enum, default_value = "md")]
     pub format: TableFormat,
+}
+
+/// Form of a comparison.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CompareFormat {
+    /// Aligned columns
+    Text,
+    /// One row per difference
+    Csv,
+    /// Markdown, with the notes
+    Md,
+}
+
+/// Flags of `compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Folders of runs; the first is the baseline of all others
+    #[arg(required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Only these tasks
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub tasks: Option<Vec<String>>,
+    /// Metric ids instead of each task's primary one
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub metrics: Option<Vec<String>>,
+    /// Also place each run between the runs of backends `no-context` (0) and `full` (1)
+    #[arg(long)]
+    pub normalise: bool,
+    /// Compare runs of other task versions, prompts or samples all the same, by the samples they share
+    #[arg(long)]
+    pub allow_differences: bool,
+    /// Seed of the draws [default: the baseline's]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Resamples of the bootstrap intervals [default: the baseline's]
+    #[arg(long, value_name = "N")]
+    pub bootstrap: Option<usize>,
+    /// Swaps of the permutation test, where not all can be tried
+    #[arg(long, value_name = "N", default_value_t = crate::score::DEFAULT_PERMUTATIONS)]
+    pub permutations: usize,
+    /// Form of the table
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: CompareFormat,
+    /// All figures and settings as JSON on stdout
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub plugins: PluginDirs,
 }
 
 /// Flags of `metric`.

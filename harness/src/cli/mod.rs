@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod compare;
 mod data;
 mod describe;
 mod dry_run;
@@ -48,6 +49,7 @@ fn dispatch(command: Command) -> Result<Exit> {
         Command::Describe(args) => describe::describe(&args),
         Command::Score(args) => score::score(&args),
         Command::Leaderboard(args) => leaderboard::leaderboard(&args),
+        Command::Compare(args) => compare::compare(&args),
         Command::Metric(args) => metric::metric(&args),
         Command::Model(args) => model::model(&args),
         Command::Data(args) => data::data(&args),

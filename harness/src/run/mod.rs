@@ -12,6 +12,6 @@ pub use backends::{build, check, fetcher, find, registry};
 pub use execute::{Finished, execute};
 pub use plan::{Planned, TaskPlan};
 pub use progress::Reporter;
-pub use results::write_results;
+pub use results::{aggregate_by, write_results};
 pub use scoring::{MetricPlugin, MetricSet};
 pub use tasks::{OpenTask, open_tasks};

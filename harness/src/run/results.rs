@@ -63,11 +63,13 @@ fn aggregate(
         sample_data: entry.sample_data,
     };
     let infos: Vec<MetricInfo> = set.plugins.iter().map(|p| p.info.clone()).collect();
-    let by_plugin = |info: &MetricInfo, rows: &[Row]| -> Result<Aggregate> {
-        match set.plugins.iter().find(|p| p.info.id == info.id) {
-            Some(p) => Ok(p.client.aggregate(rows.to_vec())?),
-            None => crate::score::as_declared(info, rows),
-        }
-    };
-    task_results(&meta, records, &infos, &set.wanted, bootstrap, &by_plugin)
+    task_results(&meta, records, &infos, &set.wanted, bootstrap, &aggregate_by(set))
+}
+
+/// The metrics' own way from rows to corpus values.
+pub fn aggregate_by(set: &MetricSet) -> impl Fn(&MetricInfo, &[Row]) -> Result<Aggregate> + '_ {
+    |info, rows| match set.plugins.iter().find(|p| p.info.id == info.id) {
+        Some(p) => Ok(p.client.aggregate(rows.to_vec())?),
+        None => crate::score::as_declared(info, rows),
+    }
 }

@@ -147,16 +147,41 @@ impl Wanted<'_> {
         let lacks = |r: &&&SampleRecord| self.sources().iter().any(|id| !r.scores.contains_key(id));
         records.iter().filter(|r| !r.failed()).filter(lacks).count()
     }
+}
 
-    /// The samples' values; a sample without one counts as 0.
-    fn statistic(&self, records: &[&SampleRecord]) -> Statistic {
-        let column = |id: &String| records.iter().map(|r| score(r, id)).collect();
-        match &self.value.aggregation {
-            Aggregation::Mean => Statistic::Mean(column(&self.value.id)),
-            Aggregation::Sum => Statistic::Sum(column(&self.value.id)),
-            Aggregation::GeometricMean(of) => Statistic::GeometricMean(of.iter().map(column).collect()),
-        }
+/// The samples' values; a sample without one counts as 0.
+fn statistic(value: &ValueInfo, records: &[&SampleRecord]) -> Statistic {
+    let column = |id: &String| records.iter().map(|r| score(r, id)).collect();
+    match &value.aggregation {
+        Aggregation::Mean => Statistic::Mean(column(&value.id)),
+        Aggregation::Sum => Statistic::Sum(column(&value.id)),
+        Aggregation::GeometricMean(of) => Statistic::GeometricMean(of.iter().map(column).collect()),
     }
+}
+
+/// One value of samples, errors included: as its metric makes it, and as a statistic where that is the same.
+///
+/// # Errors
+/// An unusable score; a metric that fails or makes no such value.
+pub(super) fn measure(
+    metric: &MetricInfo,
+    value: &ValueInfo,
+    records: &[&SampleRecord],
+    aggregate: &Aggregator<'_>,
+) -> Result<(f64, Option<Statistic>)> {
+    let wanted = Wanted { metric, value };
+    wanted.check(records)?;
+    let rows: Vec<Row> = records.iter().map(|r| row(r, metric)).collect();
+    let made = corpus_value(&aggregate(metric, &rows)?, &wanted)?;
+    let statistic = statistic(value, records);
+    let same = is_same(statistic.value(), made);
+    Ok((made, same.then_some(statistic)))
+}
+
+/// A metric may aggregate in a way it cannot declare; an interval of the declared way would be of another number
+/// than the one beside it.
+fn is_same(declared: f64, made: f64) -> bool {
+    (declared - made).abs() <= 1e-9 * made.abs().max(1.0)
 }
 
 /// A sample's value. An error counts as 0 even where an older version of a metric left a score behind.
@@ -185,7 +210,7 @@ impl Scope<'_> {
             _ => Some(self.corpus_values(&answered)?),
         };
         let metric = |w: &Wanted<'_>| -> Result<MetricResult> {
-            let statistic = w.statistic(records);
+            let statistic = statistic(w.value, records);
             let value = corpus_value(&values, w)?;
             let completed = completed.as_ref().map(|c| corpus_value(c, w)).transpose()?;
             let spread = Spread::of(&statistic, &clusters, value, || {
@@ -264,9 +289,7 @@ impl Spread {
         bootstrap: impl FnOnce() -> ([u8; 32], usize),
     ) -> Self {
         let absent = |note| Self { stderr: None, interval: None, note };
-        // A metric may aggregate in a way it cannot declare; an interval of the declared way would be of another
-        // number than the one beside it.
-        if (statistic.value() - value).abs() > 1e-9 * value.abs().max(1.0) {
+        if !is_same(statistic.value(), value) {
             return absent("no interval: the metric aggregates in its own way");
         }
         if clusters.len() < 2 {
@@ -287,11 +310,7 @@ fn metric_result(
     n: usize,
     n_missing: usize,
 ) -> MetricResult {
-    let (unit, scale) = match wanted.value.unit {
-        Unit::Proportion => ("%", 100.0),
-        Unit::Count => ("count", 1.0),
-        Unit::Plain => ("", 1.0),
-    };
+    let (unit, scale) = shown_in(wanted.value.unit);
     let scaled = |x: f64| ten_decimals(x * scale);
     let missing = (n_missing > 0).then(|| format!("{n_missing} answered without this value"));
     let notes: Vec<_> =
@@ -312,9 +331,18 @@ fn metric_result(
     }
 }
 
+/// A unit as it is written, and what values are multiplied by.
+pub(super) fn shown_in(unit: Unit) -> (&'static str, f64) {
+    match unit {
+        Unit::Proportion => ("%", 100.0),
+        Unit::Count => ("count", 1.0),
+        Unit::Plain => ("", 1.0),
+    }
+}
+
 /// Rounded to 10 decimals, so that a last bit (of a conversion, of another processor's `powf`) does not show; -0
 /// becomes 0.
-fn ten_decimals(x: f64) -> f64 {
+pub(super) fn ten_decimals(x: f64) -> f64 {
     format!("{x:.10}").parse::<f64>().unwrap_or(x) + 0.0
 }
 

@@ -124,6 +124,6 @@ fn notes(runs: &[LeaderboardRun<'_>]) -> Vec<String> {
 }
 
 /// Text that stays within its cell.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('|', "\\|").split(['\r', '\n']).collect::<Vec<_>>().join(" ")
 }

@@ -4,6 +4,7 @@
 //! SampleRecord* --task_results--> TaskResults --+--> Results (results.json)
 //!                                               +--> leaderboard_csv, leaderboard_markdown (one run or many)
 //! SampleRecord* --TaskTimings::of--> timings_csv
+//! SampleRecord* of several runs --Comparison::add_task--> Comparison --> comparison_text, _csv, _markdown
 //! ```
 //!
 //! Guarantees: the same records give the same bytes, whatever order they were loaded in and whatever number of
@@ -11,6 +12,7 @@
 //! time and no date is in anything but `timings.csv`. Proportions are multiplied by 100 here and nowhere before.
 
 mod aggregate;
+mod compare;
 mod leaderboard;
 mod markdown;
 mod results;
@@ -19,9 +21,13 @@ mod stats;
 mod timings;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::score) mod tests;
 
 pub use aggregate::{Aggregator, Bootstrap, as_declared, task_results};
+pub use compare::{
+    CompareSettings, Comparison, DEFAULT_PERMUTATIONS, Difference, Normalised, TaskRun, Values,
+    comparison_csv, comparison_markdown, comparison_text, notes as comparison_notes,
+};
 pub use leaderboard::{LeaderboardRun, leaderboard_csv};
 pub use markdown::leaderboard_markdown;
 pub use results::{

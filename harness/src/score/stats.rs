@@ -47,8 +47,13 @@ impl Clusters {
         self.sizes.is_empty()
     }
 
+    /// How many samples.
+    pub fn samples(&self) -> usize {
+        self.of.len()
+    }
+
     /// The sum of each group's values.
-    fn sums(&self, values: &[f64]) -> Vec<f64> {
+    pub(super) fn sums(&self, values: &[f64]) -> Vec<f64> {
         let mut sums = vec![0.0; self.len()];
         for (&group, value) in self.of.iter().zip(values) {
             sums[group] += value;
@@ -71,7 +76,8 @@ pub enum Statistic {
 }
 
 impl Statistic {
-    fn columns(&self) -> &[Vec<f64>] {
+    /// Its columns; a mean and a sum have one.
+    pub(super) fn columns(&self) -> &[Vec<f64>] {
         match self {
             Self::Mean(column) | Self::Sum(column) => std::slice::from_ref(column),
             Self::GeometricMean(columns) => columns,
@@ -80,7 +86,7 @@ impl Statistic {
     }
 
     /// The value, given the mean of each column and the number of samples it stands for.
-    fn combine(&self, means: &[f64], n: usize) -> f64 {
+    pub(super) fn combine(&self, means: &[f64], n: usize) -> f64 {
         match self {
             Self::Mean(_) => means[0],
             Self::Sum(_) => means[0] * n as f64,
@@ -99,7 +105,7 @@ impl Statistic {
 
     /// How much each sample moves the value: sums of these over groups give its variance. The geometric mean is
     /// linearised at the observed means (delta method); where one of them is 0 it cannot move.
-    fn influences(&self) -> Vec<f64> {
+    pub(super) fn influences(&self) -> Vec<f64> {
         let n = self.columns().first().map_or(0, Vec::len);
         let means: Vec<f64> = self.columns().iter().map(|c| mean(c)).collect();
         match self {
@@ -123,12 +129,7 @@ impl Statistic {
     /// The standard error, robust to clusters: `sqrt(G/(G-1) * sum over groups of (sum of influences)^2)`. With one
     /// sample per group this is `s / sqrt(n)`. Absent with fewer than two groups.
     pub fn standard_error(&self, clusters: &Clusters) -> Option<f64> {
-        let groups = clusters.len();
-        if groups < 2 {
-            return None;
-        }
-        let squares: f64 = clusters.sums(&self.influences()).iter().map(|s| s * s).sum();
-        Some((squares * groups as f64 / (groups - 1) as f64).sqrt())
+        clustered_error(&self.influences(), clusters)
     }
 
     /// The 95 % percentile bootstrap interval: whole groups are drawn with replacement, as many as there are, and
@@ -136,36 +137,71 @@ impl Statistic {
     /// samples, so that its interval does not contain the chance of drawing large documents. Absent with fewer
     /// than two groups. Costs `resamples * groups`.
     pub fn interval(&self, clusters: &Clusters, seed: [u8; 32], resamples: usize) -> Option<(f64, f64)> {
-        let groups = clusters.len();
-        if groups < 2 || resamples == 0 {
-            return None;
-        }
-        let sums: Vec<Vec<f64>> = self.columns().iter().map(|c| clusters.sums(c)).collect();
-        let observed = clusters.of.len();
-        let mut rng = ChaCha8Rng::from_seed(seed);
-        let mut values = Vec::with_capacity(resamples);
-        let mut totals = vec![0.0; sums.len()];
-        for _ in 0..resamples {
-            totals.fill(0.0);
-            let mut drawn = 0;
-            for _ in 0..groups {
-                let group = draw(&mut rng, groups);
-                drawn += clusters.sizes[group];
-                for (total, column) in totals.iter_mut().zip(&sums) {
-                    *total += column[group];
-                }
-            }
-            for total in &mut totals {
-                *total /= drawn as f64;
-            }
-            values.push(self.combine(&totals, observed));
-        }
-        if values.iter().any(|v| !v.is_finite()) {
-            return None;
-        }
-        values.sort_by(f64::total_cmp);
-        Some((quantile(&values, 0.025), quantile(&values, 0.975)))
+        percentile_interval(resampled(&[self], clusters, seed, resamples, |values| values[0]))
     }
+}
+
+/// The standard error of a value that each sample moves by so much; see [`Statistic::standard_error`].
+pub(super) fn clustered_error(influences: &[f64], clusters: &Clusters) -> Option<f64> {
+    let groups = clusters.len();
+    if groups < 2 {
+        return None;
+    }
+    let squares: f64 = clusters.sums(influences).iter().map(|s| s * s).sum();
+    Some((squares * groups as f64 / (groups - 1) as f64).sqrt())
+}
+
+/// What `of` makes of the statistics' values, once for each resample. All statistics are of the same samples and
+/// get the same draws. Nothing with fewer than two groups.
+pub(super) fn resampled(
+    statistics: &[&Statistic],
+    clusters: &Clusters,
+    seed: [u8; 32],
+    resamples: usize,
+    mut of: impl FnMut(&[f64]) -> f64,
+) -> Vec<f64> {
+    let groups = clusters.len();
+    if groups < 2 {
+        return Vec::new();
+    }
+    let sums: Vec<Vec<f64>> =
+        statistics.iter().flat_map(|s| s.columns()).map(|column| clusters.sums(column)).collect();
+    let observed = clusters.of.len();
+    let mut rng = ChaCha8Rng::from_seed(seed);
+    let mut made = Vec::with_capacity(resamples);
+    let mut totals = vec![0.0; sums.len()];
+    let mut values = vec![0.0; statistics.len()];
+    for _ in 0..resamples {
+        totals.fill(0.0);
+        let mut drawn = 0;
+        for _ in 0..groups {
+            let group = draw(&mut rng, groups);
+            drawn += clusters.sizes[group];
+            for (total, column) in totals.iter_mut().zip(&sums) {
+                *total += column[group];
+            }
+        }
+        for total in &mut totals {
+            *total /= drawn as f64;
+        }
+        let mut rest = totals.as_slice();
+        for (value, statistic) in values.iter_mut().zip(statistics) {
+            let (own, after) = rest.split_at(statistic.columns().len());
+            *value = statistic.combine(own, observed);
+            rest = after;
+        }
+        made.push(of(&values));
+    }
+    made
+}
+
+/// From the 2.5th to the 97.5th percentile; absent where there are no values or one is not finite.
+pub(super) fn percentile_interval(mut values: Vec<f64>) -> Option<(f64, f64)> {
+    if values.is_empty() || values.iter().any(|v| !v.is_finite()) {
+        return None;
+    }
+    values.sort_by(f64::total_cmp);
+    Some((quantile(&values, 0.025), quantile(&values, 0.975)))
 }
 
 /// The mean; 0 of nothing.

@@ -10,7 +10,7 @@ use e2llm_backend::{BackendError, ErrorKind, FinishReason, Usage};
 use e2llm_plugin::{Aggregation, MetricInfo, Prediction, Unit, ValueInfo};
 
 /// An answered sample of a document with its scores.
-pub(super) fn answered(index: u64, group: &str, scores: &[(&str, f64)]) -> SampleRecord {
+pub(in crate::score) fn answered(index: u64, group: &str, scores: &[(&str, f64)]) -> SampleRecord {
     let usage = Usage {
         prompt_tokens: 100,
         context_tokens: 1000,
@@ -44,7 +44,7 @@ pub(super) fn answered(index: u64, group: &str, scores: &[(&str, f64)]) -> Sampl
     }
 }
 
-pub(super) fn failed(index: u64, group: &str, message: &str) -> SampleRecord {
+pub(in crate::score) fn failed(index: u64, group: &str, message: &str) -> SampleRecord {
     let outcome = Outcome::Failed(BackendError::new(ErrorKind::Failed, message));
     SampleRecord { outcome, ..answered(index, group, &[]) }
 }
@@ -55,7 +55,7 @@ pub(super) fn in_slice(mut record: SampleRecord, key: &str, value: &str) -> Samp
 }
 
 /// Values `a`, `b` (proportions), `count` (summed), `plain`, and `g`, the geometric mean of `a` and `b`.
-pub(super) fn metric() -> MetricInfo {
+pub(in crate::score) fn metric() -> MetricInfo {
     let value = |id: &str, unit, aggregation| ValueInfo {
         id: id.into(),
         unit,
