@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod datasets;
 pub mod failure;
 pub mod models;
 pub mod plugins;

@@ -7,6 +7,7 @@
 mod bad_input;
 mod cli;
 mod compare;
+mod data_fetch;
 mod invoke;
 mod libraries;
 mod loader;

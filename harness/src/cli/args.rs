@@ -39,7 +39,7 @@ pub enum Command {
     Metric(MetricArgs),
     /// Fetch or describe models
     Model(ModelArgs),
-    /// Describe or import benchmark data
+    /// Fetch, verify, describe or import benchmark data
     Data(DataArgs),
     /// Turn records into training data
     Prepare(PrepareArgs),
@@ -337,6 +337,43 @@ pub enum DataCommand {
         #[command(flatten)]
         #[allow(missing_docs)]
         plugins: PluginDirs,
+    },
+    /// Download a task's data from its official source; shows the licence before the first download
+    Fetch {
+        /// The task
+        task: String,
+        /// Folder with a folder per task
+        #[arg(long, value_name = "DIR", default_value = "data")]
+        data: PathBuf,
+        /// Accept the licence shown without being asked
+        #[arg(long)]
+        accept_licence: bool,
+        /// Only from the cache
+        #[arg(long, env = "E2LLM_OFFLINE")]
+        offline: bool,
+        /// A catalogue that adds to or replaces entries of the built-in one (see configs/data.toml)
+        #[arg(long, value_name = "FILE")]
+        data_catalogue: Option<PathBuf>,
+        /// No progress
+        #[arg(short, long)]
+        quiet: bool,
+        /// The files as JSON lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a task's files against the catalogue's checksums and those kept when they were fetched
+    Verify {
+        /// The task
+        task: String,
+        /// Folder with a folder per task
+        #[arg(long, value_name = "DIR", default_value = "data")]
+        data: PathBuf,
+        /// A catalogue that adds to or replaces entries of the built-in one
+        #[arg(long, value_name = "FILE")]
+        data_catalogue: Option<PathBuf>,
+        /// As JSON lines
+        #[arg(long)]
+        json: bool,
     },
     /// Write a task's data, in whatever official format it comes, as plain JSONL
     Import {

@@ -1,7 +1,7 @@
-//! `data info` and `data import`.
+//! `data info` and `data import`; `data fetch` and `data verify` are in [`super::data_fetch`].
 
 use super::args::{DataArgs, DataCommand};
-use super::output;
+use super::{data_fetch, output};
 use crate::config::DataChoice;
 use crate::data;
 use crate::failure::{Exit, Failure, Result};
@@ -20,6 +20,14 @@ use std::path::{Path, PathBuf};
 /// Data that is missing or broken.
 pub(super) fn data(args: &DataArgs) -> Result<Exit> {
     match &args.command {
+        DataCommand::Fetch { task, data, accept_licence, offline, data_catalogue, quiet, json } => {
+            let fetcher = data_fetch::fetcher(data_catalogue.as_deref(), *offline, *quiet)?;
+            return data_fetch::fetch(&fetcher, task, data, *accept_licence, *json);
+        }
+        DataCommand::Verify { task, data, data_catalogue, json } => {
+            let fetcher = data_fetch::fetcher(data_catalogue.as_deref(), true, true)?;
+            return data_fetch::verify(&fetcher, task, data, *json);
+        }
         DataCommand::Info { task, data, split, json, plugins } => {
             let (client, info, source) = open(task, data, split.as_deref(), &plugins.plugin_dir)?;
             describe(&client, &info, &source, *json)?;

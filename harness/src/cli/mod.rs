@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod compare;
 mod data;
+mod data_fetch;
 mod describe;
 mod dry_run;
 mod leaderboard;

@@ -3,7 +3,9 @@
 mod file;
 mod flags;
 mod settings;
+mod toml_text;
 
 pub use file::RunFile;
 pub use flags::{ModelFlags, PluginDirs, RunArgs};
 pub use settings::{BatchSize, DataChoice, RunSettings};
+pub(crate) use toml_text::parse_toml;

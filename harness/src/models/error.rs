@@ -97,7 +97,7 @@ pub enum ModelError {
         source: io::Error,
     },
     /// Stopped by the user; a later fetch starts where it can.
-    #[error("interrupted while fetching model `{model}`")]
+    #[error("interrupted while fetching `{model}`")]
     Interrupted {
         /// The model's name.
         model: String,
@@ -113,7 +113,7 @@ fn listed(attempts: &[Attempt]) -> String {
 
 impl ModelError {
     /// An error of the file system; a full disk becomes [`ModelError::DiskFull`].
-    pub(super) fn io(action: &'static str, path: &Path, needed: u64, source: io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path, needed: u64, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path, needed },

@@ -10,11 +10,11 @@ use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Ends the name of a file that is being written; it begins with a dot (the hub client's own do not).
-pub(super) const PART: &str = ".part";
+pub(crate) const PART: &str = ".part";
 
 /// Why a source did not give a file.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The source's fault: the next one may do better.
     Source(String),
     /// Ours (disk full, no permission, interrupted): no other source would help.
@@ -27,12 +27,36 @@ impl From<ModelError> for Failure {
     }
 }
 
-/// A model's folder that files are written to.
+/// What is known of a file before it is there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected<'a> {
+    /// Its name in its folder; may contain `/`.
+    pub(crate) name: &'a str,
+    /// Bytes.
+    pub(crate) size: Option<u64>,
+    /// Lower-case hexadecimal.
+    pub(crate) sha256: Option<&'a str>,
+}
+
+impl<'a> From<&'a FileSpec> for Expected<'a> {
+    fn from(spec: &'a FileSpec) -> Self {
+        Self { name: &spec.name, size: Some(spec.size), sha256: Some(&spec.sha256) }
+    }
+}
+
+/// What an installed file turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Installed {
+    pub(crate) size: u64,
+    pub(crate) sha256: String,
+}
+
+/// A folder that files of a model or a task are written to.
 #[derive(Debug, Clone)]
-pub(super) struct Target<'a> {
-    pub(super) model: &'a str,
-    pub(super) folder: PathBuf,
-    pub(super) cancel: &'a CancelFlag,
+pub(crate) struct Target<'a> {
+    pub(crate) model: &'a str,
+    pub(crate) folder: PathBuf,
+    pub(crate) cancel: &'a CancelFlag,
 }
 
 impl Target<'_> {
@@ -43,10 +67,21 @@ impl Target<'_> {
         reader: &mut dyn Read,
         meter: &Meter,
     ) -> Result<(), Failure> {
-        let path = self.folder.join(&spec.name);
+        self.install_expected(spec.into(), reader, meter).map(|_| ())
+    }
+
+    /// The same of a file of which less may be known; says what it turned out to be.
+    pub(crate) fn install_expected(
+        &self,
+        expected: Expected<'_>,
+        reader: &mut dyn Read,
+        meter: &Meter,
+    ) -> Result<Installed, Failure> {
+        let path = self.folder.join(expected.name);
         let parent = path.parent().unwrap_or(&self.folder);
-        let io = |action, error| ModelError::io(action, &path, spec.size, error);
-        fs::create_dir_all(parent).map_err(|e| ModelError::io("create folder", parent, spec.size, e))?;
+        let needed = expected.size.unwrap_or(0);
+        let io = |action, error| ModelError::io(action, &path, needed, error);
+        fs::create_dir_all(parent).map_err(|e| ModelError::io("create folder", parent, needed, e))?;
         let mut part = part_in(parent).map_err(|e| io("create", e))?;
         let mut sha = Sha::new();
         let mut buffer = vec![0; 1 << 20];
@@ -59,26 +94,26 @@ impl Target<'_> {
                 Err(e) => return Err(Failure::Source(format!("reading failed: {e}"))),
             };
             written += n as u64;
-            if written > spec.size {
-                return Err(Failure::Source(format!("has more than {} bytes", spec.size)));
+            if let Some(size) = expected.size.filter(|size| written > *size) {
+                return Err(Failure::Source(format!("has more than {size} bytes")));
             }
             sha.update(&buffer[..n]);
             part.write_all(&buffer[..n]).map_err(|e| io("write", e))?;
             meter.set(written);
         }
-        if written != spec.size {
-            return Err(Failure::Source(format!("has {written} bytes, not {}", spec.size)));
+        if let Some(size) = expected.size.filter(|size| written != *size) {
+            return Err(Failure::Source(format!("has {written} bytes, not {size}")));
         }
         let sha256 = sha.finish();
-        if sha256 != spec.sha256 {
-            return Err(Failure::Source(format!("has sha256 {sha256}, not {}", spec.sha256)));
+        if let Some(right) = expected.sha256.filter(|right| sha256 != *right) {
+            return Err(Failure::Source(format!("has sha256 {sha256}, not {right}")));
         }
         part.as_file().sync_all().map_err(|e| io("write", e))?;
         part.persist(&path).map_err(|e| io("rename to", e.error))?;
-        Ok(())
+        Ok(Installed { size: written, sha256 })
     }
 
-    pub(super) fn check_cancelled(&self) -> Result<(), ModelError> {
+    pub(crate) fn check_cancelled(&self) -> Result<(), ModelError> {
         if self.cancel.is_cancelled() {
             return Err(ModelError::Interrupted { model: self.model.to_owned() });
         }
@@ -111,7 +146,7 @@ fn remove_leftovers(folder: &Path) {
 }
 
 /// A file with a name of its own, so that no two writers share one even where locks do not work.
-pub(super) fn part_in(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+pub(crate) fn part_in(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(PART);
     // Not only for their owner: a cache may be shared. The umask still applies.

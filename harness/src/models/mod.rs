@@ -15,13 +15,13 @@ mod catalogue;
 mod error;
 mod fetch;
 mod info;
-mod install;
-mod progress;
+pub(crate) mod install;
+pub(crate) mod progress;
 mod resolve;
-mod sources;
+pub(crate) mod sources;
 #[cfg(test)]
 mod tests;
-mod verify;
+pub(crate) mod verify;
 
 pub use catalogue::{
     Catalogue, Entry, FileSpec, HubSource, Kind, ProgramSource, PythonSource, Source, closest,

