@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Times ROUGE (rouge1, rouge2, rougeL, rougeLsum with stemmer) on one core: ours, rouge-score-rs, rouge-score.
+"""Times ROUGE (rouge1, rouge2, rougeL, rougeLsum with stemmer): ours, rouge-score-rs, rouge-score.
 
     pip install rouge-score==0.1.2 rouge-score-rs==0.2.1 zstandard
-    cargo build --release -p e2llm-rouge --example bench
-    python3 plugins/bench_rouge.py DATA --ours target/release/examples/bench
+    cargo build --release --workspace && cargo build --release -p e2llm-rouge --example bench
+    python3 plugins/bench_rouge.py DATA
 
-Pairs are 200-word pieces of the contexts under DATA, once as they are and once with a sentence a line. All three run one
-after the other, pinned to the same core where the system allows it; the best of some rounds counts.
+Pairs are 200-word pieces of the contexts under DATA, once as they are and once with a sentence a line. Ours is timed
+three times: the crate alone, and `e2llm-bench metric` from a JSON Lines file to JSON Lines, with one thread and with as
+many as there are cores. All run one after the other, pinned to the same core where the system allows it (but for the
+last); the best of some rounds counts, in processor time where one core is used, so that a busy machine matters less.
 """
 
 import argparse
@@ -53,27 +55,48 @@ def make_pairs(data, count, words, seed):
 def python_time(scorer, pairs):
     best = float("inf")
     for _ in range(ROUNDS):
-        start = time.perf_counter()
+        start = time.process_time()
         for prediction, reference in pairs:
             scorer.score(reference, prediction)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best * 1e6 / len(pairs)
 
 
-def our_time(command, pairs):
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
-        for prediction, reference in pairs:
-            file.write(json.dumps({"prediction": prediction, "references": [reference]}, ensure_ascii=False) + "\n")
-        file.flush()
-        out = subprocess.run([command, file.name], check=True, stdout=subprocess.PIPE, text=True).stdout
-    return float(out.split()[0])
+def write(file, pairs):
+    for prediction, reference in pairs:
+        file.write(json.dumps({"prediction": prediction, "references": [reference]}, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def crate_time(command, path):
+    return float(subprocess.run([command, path], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[0])
+
+
+def metric_time(bench, path, pairs, threads):
+    """Processor and wall-clock time a pair of the whole program."""
+    names = ",".join(f"{name}+stem" for name in TYPES)
+    command = [bench, "metric", names, "--input", path, "--threads", str(threads)]
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    best = [float("inf")] * 2
+    for _ in range(ROUNDS):
+        if cores and threads > 1:
+            os.sched_setaffinity(0, range(os.cpu_count()))
+        before, start = os.times(), time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        wall, after = time.perf_counter() - start, os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        best = [min(best[0], spent), min(best[1], wall)]
+        if cores:
+            os.sched_setaffinity(0, cores)
+    return [seconds * 1e6 / pairs for seconds in best]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=pathlib.Path)
-    parser.add_argument("--ours", default="target/release/examples/bench")
-    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--crate", default="target/release/examples/bench")
+    parser.add_argument("--bench", default="target/release/e2llm-bench")
+    parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--words", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -81,17 +104,26 @@ def main():
     from rouge_score.rouge_scorer import RougeScorer as Google
     from rouge_score_rs import RougeScorer as Rust
 
+    threads = os.cpu_count() or 1
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     flat = list(make_pairs(args.data, args.pairs, args.words, args.seed))
     lines = [tuple(re.sub(r"(?<=[.?!]) ", "\n", text) for text in pair) for pair in flat]
     for name, pairs in (("as it is", flat), ("a sentence a line", lines)):
-        ours = our_time(args.ours, pairs)
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
+            write(file, pairs)
+            crate = crate_time(args.crate, file.name)
+            one, _ = metric_time(args.bench, file.name, len(pairs), 1)
+            _, all_cores = metric_time(args.bench, file.name, len(pairs), threads)
         rust = python_time(Rust(TYPES, use_stemmer=True), pairs)
         google = python_time(Google(TYPES, use_stemmer=True), pairs[:50])
-        print(f"{name}: ours {ours:.1f} us a pair")
-        print(f"  rouge-score-rs {rust:9.1f} us, {rust / ours:6.1f} times ours")
-        print(f"  rouge-score    {google:9.1f} us, {google / ours:6.1f} times ours")
+        print(f"{len(pairs)} pairs of {args.words} words, {name}, microseconds a pair:")
+        print(f"  ours, the crate            {crate:9.1f}")
+        print(f"  ours, `metric`, one thread {one:9.1f}")
+        print(f"  ours, `metric`, {threads} threads  {all_cores:9.1f} (wall clock)")
+        for other, spent in (("rouge-score-rs 0.2.1", rust), ("rouge-score 0.1.2", google)):
+            times = f"{spent / crate:6.1f} times the crate, {spent / one:6.1f} times `metric`"
+            print(f"  {other:26} {spent:9.1f}, {times}", flush=True)
 
 
 if __name__ == "__main__":

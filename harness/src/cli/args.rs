@@ -193,8 +193,9 @@ pub struct CompareArgs {
 /// Flags of `metric`.
 #[derive(Debug, Args)]
 pub struct MetricArgs {
-    /// A metric plugin (`rouge`) or one of its values (`rougeL+stem`)
-    pub name: String,
+    /// Metric plugins (`rouge`) or values (`rougeL+stem`), separated by commas; only these are computed
+    #[arg(required = true, value_name = "NAMES", value_delimiter = ',')]
+    pub names: Vec<String>,
     /// JSON Lines of {"prediction","references"[,"meta"]}; `-` for stdin
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,

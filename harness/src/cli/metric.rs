@@ -22,7 +22,7 @@ const BLOCK: usize = 4096;
 /// An unknown metric; a line that is no pair, by its number.
 pub(super) fn metric(args: &MetricArgs) -> Result<Exit> {
     let index = Index::scan(&SearchPath::usual(&args.plugins.plugin_dir))?;
-    let set = MetricSet::load(&index, std::slice::from_ref(&args.name))?;
+    let set = MetricSet::load(&index, &args.names)?;
     let mut pairs = open(&args.input)?;
     let threads =
         args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);

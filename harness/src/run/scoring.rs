@@ -5,7 +5,7 @@ use crate::plugins::{HOST, Index, provides};
 use crate::store::{Outcome, SampleRecord};
 use e2llm_backend::fingerprint::sha256_file;
 use e2llm_plugin::client::MetricClient;
-use e2llm_plugin::{Aggregation, Kind, MetricInfo, Scored, Scores};
+use e2llm_plugin::{Aggregation, Kind, MetricInfo, MetricOptions, Scored, Scores};
 use std::path::PathBuf;
 
 /// The values that a geometric mean is made of.
@@ -46,8 +46,14 @@ impl MetricSet {
         for id in wanted {
             let candidate = index.metric_of(id)?;
             if !set.plugins.iter().any(|p| p.path == candidate.path) {
-                let client = MetricClient::create(&candidate.load()?, Some(&HOST))?;
-                let info = client.info()?;
+                let plugin = candidate.load()?;
+                let info = MetricClient::create(&plugin, Some(&HOST))?.info()?;
+                // what is not looked at need not be computed
+                let own = |id: &&String| index.metric_of(id).is_ok_and(|c| c.path == candidate.path);
+                let own: Vec<String> = wanted.iter().filter(own).cloned().collect();
+                let whole = own.contains(&candidate.identity.id);
+                let options = MetricOptions { values: (!whole).then_some(own) };
+                let client = MetricClient::create_with(&plugin, Some(&HOST), &options)?;
                 set.plugins.push(MetricPlugin { client, info, path: candidate.path.clone() });
             }
             if *id == candidate.identity.id && !provides(candidate).any(|p| p == id) {

@@ -10,18 +10,28 @@ use e2llm_rouge::{Scorer, Selection, Variant};
 /// The geometric mean of the corpus means of these is `rouge_gmean`, as the SCROLLS family reports it.
 const GMEAN_OF: [Variant; 3] = [Variant::Rouge1, Variant::Rouge2, Variant::RougeL];
 
+const GMEAN: &str = "rouge_gmean";
+
 /// The metric family.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rouge {
+    /// What is computed.
+    selection: Selection,
     /// Idle scorers: as many as ever worked at once.
     scorers: Mutex<Vec<Scorer>>,
+}
+
+impl Default for Rouge {
+    fn default() -> Self {
+        Self { selection: Selection::all(), scorers: Mutex::default() }
+    }
 }
 
 impl Metric for Rouge {
     fn info(&self) -> MetricInfo {
         let mut values: Vec<ValueInfo> = Variant::ALL.into_iter().map(value).collect();
         values.push(ValueInfo {
-            id: "rouge_gmean".into(),
+            id: GMEAN.into(),
             description: "geometric mean of the corpus means of rouge1, rouge2 and rougeL".into(),
             aggregation: Aggregation::GeometricMean(GMEAN_OF.map(|variant| variant.id().into()).into()),
             reference: "SCROLLS".into(),
@@ -37,15 +47,24 @@ impl Metric for Rouge {
         }
     }
 
+    fn only(&mut self, values: &[String]) {
+        let wanted = |variant: &Variant| {
+            let named = |id: &str| values.iter().any(|value| value == id);
+            named(variant.id()) || (GMEAN_OF.contains(variant) && named(GMEAN))
+        };
+        self.selection = Selection::of(&Variant::ALL.into_iter().filter(wanted).collect::<Vec<_>>());
+    }
+
     fn score(&self, sample: &Scored) -> Result<Scores> {
         if sample.references.is_empty() {
             return Err(Error::bad_request("the sample has no references"));
         }
         let mut scorer = self.idle().pop().unwrap_or_default();
-        let scores = scorer.score(&sample.prediction, &sample.references, Selection::all());
+        let scores = scorer.score(&sample.prediction, &sample.references, self.selection);
         self.idle().push(scorer);
         Ok(Variant::ALL
             .into_iter()
+            .filter(|variant| self.selection.has(*variant))
             .map(|variant| (variant.id().into(), scores[variant as usize].f))
             .collect())
     }

@@ -35,6 +35,24 @@ fn sentences_differ_from_lines_only_in_where_they_end() {
 }
 
 #[test]
+fn only_what_is_looked_at_is_computed_and_the_same() {
+    let sample = sample("Meetings were held.\nAll agreed.", &["A meeting was held. All agreed."]);
+    let all = Rouge::default().score(&sample).unwrap();
+    for (wanted, computed) in [
+        (&["rougeL+stem"][..], &["rougeL+stem"][..]),
+        (&["rouge_gmean", "f1_squad"], &["rouge1", "rouge2", "rougeL"]),
+        (&["rouge_l_pltrdy@compat", "rougeLsum"], &["rougeLsum", "rouge_l_pltrdy@compat"]),
+        (&[], &[]),
+    ] {
+        let mut metric = Rouge::default();
+        metric.only(&wanted.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
+        let some = metric.score(&sample).unwrap();
+        assert_eq!(some.keys().collect::<Vec<_>>(), computed, "{wanted:?}");
+        assert!(some.iter().all(|(id, value)| all[id] == *value));
+    }
+}
+
+#[test]
 fn gmean_is_of_the_corpus_means() {
     let metric = Rouge::default();
     let rows: Vec<Row> =

@@ -4,14 +4,16 @@ use crate::serve::{
     AggregateRequest, CloseRequest, NextReply, NextRequest, OpenReply, ResponseRequest, TurnRequest,
 };
 use crate::{
-    Aggregate, Error, ErrorCode, Example, Kind, MetricInfo, Prediction, Prompt, Result, Row, Scored, Scores,
-    Source, TaskInfo, TaskOptions,
+    Aggregate, Error, ErrorCode, Example, Examples, Kind, MetricInfo, MetricOptions, Prediction, Prompt,
+    Result, Row, Scored, Scores, Source, Task, TaskInfo, TaskOptions,
 };
 use e2llm_plugin_abi as abi;
 use e2llm_plugin_abi::{E2Buf, E2Host, E2Plugin, E2Str};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::ffi::c_void;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,7 +101,7 @@ impl Plugin {
     ///
     /// # Errors
     /// The plugin's own error, or what is wrong with its answer.
-    pub fn create(&self, host: Option<&'static E2Host>, options: &TaskOptions) -> Result<Instance> {
+    pub fn create(&self, host: Option<&'static E2Host>, options: &impl Serialize) -> Result<Instance> {
         let config = to_json(options)?;
         let host = host.map_or(std::ptr::null(), std::ptr::from_ref);
         let (mut instance, mut error) = (std::ptr::null_mut(), Reply(E2Buf::empty()));
@@ -267,14 +269,16 @@ impl Drop for Instance {
 struct Renewable {
     plugin: Plugin,
     host: Option<&'static E2Host>,
-    options: TaskOptions,
+    options: Value,
     current: Mutex<Arc<Instance>>,
 }
 
 impl Renewable {
-    fn create(plugin: &Plugin, host: Option<&'static E2Host>, options: &TaskOptions) -> Result<Arc<Self>> {
-        let current = Mutex::new(Arc::new(plugin.create(host, options)?));
-        Ok(Arc::new(Self { plugin: *plugin, host, options: options.clone(), current }))
+    fn create(plugin: &Plugin, host: Option<&'static E2Host>, options: &impl Serialize) -> Result<Arc<Self>> {
+        let options = serde_json::to_value(options)
+            .map_err(|e| Error::bad_request(format!("options cannot be written as JSON: {e}")))?;
+        let current = Mutex::new(Arc::new(plugin.create(host, &options)?));
+        Ok(Arc::new(Self { plugin: *plugin, host, options, current }))
     }
 
     fn instance(&self) -> Result<Arc<Instance>> {
@@ -290,9 +294,25 @@ impl Renewable {
     }
 }
 
-/// A task behind the boundary. After a panic its next call goes to a fresh instance.
+/// A task behind the boundary, or one of the host's own. After a panic of a plugin its next call goes to a fresh
+/// instance.
 #[derive(Debug, Clone)]
-pub struct TaskClient(Arc<Renewable>);
+pub struct TaskClient(Served);
+
+#[derive(Clone)]
+enum Served {
+    Plugin(Arc<Renewable>),
+    Host(Arc<dyn Task>),
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plugin(plugin) => plugin.fmt(f),
+            Self::Host(task) => f.debug_tuple("Host").field(&task.info().id).finish(),
+        }
+    }
+}
 
 impl TaskClient {
     /// Makes an instance of a task plugin.
@@ -303,7 +323,12 @@ impl TaskClient {
         if plugin.kind != Kind::Task {
             return Err(Error::bad_request(format!("plugin `{}` is no task", plugin.id())));
         }
-        Renewable::create(plugin, host, options).map(Self)
+        Renewable::create(plugin, host, options).map(|plugin| Self(Served::Plugin(plugin)))
+    }
+
+    /// A task that is part of the host, used like any other.
+    pub fn host(task: Arc<dyn Task>) -> Self {
+        Self(Served::Host(task))
     }
 
     /// See [`crate::Task::info`].
@@ -311,7 +336,10 @@ impl TaskClient {
     /// # Errors
     /// The plugin's own.
     pub fn info(&self) -> Result<TaskInfo> {
-        self.0.answer("info", &())
+        match &self.0 {
+            Served::Plugin(plugin) => plugin.answer("info", &()),
+            Served::Host(task) => Ok(task.info()),
+        }
     }
 
     /// See [`crate::Task::open`].
@@ -319,9 +347,18 @@ impl TaskClient {
     /// # Errors
     /// The plugin's own.
     pub fn open(&self, source: &Source) -> Result<ExampleStream> {
-        let instance = self.0.instance()?;
-        let OpenReply { stream, files } = instance.answer("open", source)?;
-        Ok(ExampleStream { instance, stream, files, buffer: Vec::new(), done: false })
+        match &self.0 {
+            Served::Plugin(plugin) => {
+                let instance = plugin.instance()?;
+                let OpenReply { stream, files } = instance.answer("open", source)?;
+                let open = PluginStream { instance, stream, buffer: Vec::new(), done: false };
+                Ok(ExampleStream { files, origin: Origin::Plugin(open) })
+            }
+            Served::Host(task) => {
+                let examples = task.open(source)?;
+                Ok(ExampleStream { files: source.opened_files(), origin: Origin::Host(examples) })
+            }
+        }
     }
 
     /// See [`crate::Task::prompt`].
@@ -329,7 +366,10 @@ impl TaskClient {
     /// # Errors
     /// The plugin's own.
     pub fn prompt(&self, example: &Example) -> Result<Prompt> {
-        self.0.answer("prompt", example)
+        match &self.0 {
+            Served::Plugin(plugin) => plugin.answer("prompt", example),
+            Served::Host(task) => task.prompt(example),
+        }
     }
 
     /// See [`crate::Task::next_turn`].
@@ -339,6 +379,12 @@ impl TaskClient {
     pub fn next_turn(&self, example: &Example, response: &str, turn: u32) -> Result<Option<Prompt>> {
         let ResponseRequest { example, response } = without_context(example, response);
         self.0.answer("next_turn", &TurnRequest { example, response, turn })
+    pub fn next_turn(&self, example: &Example, response: &str) -> Result<Option<Prompt>> {
+        let request = without_context(example, response);
+        match &self.0 {
+            Served::Plugin(plugin) => plugin.answer("next_turn", &request),
+            Served::Host(task) => task.next_turn(&request.example, response),
+        }
     }
 
     /// See [`crate::Task::extract`].
@@ -346,7 +392,11 @@ impl TaskClient {
     /// # Errors
     /// The plugin's own.
     pub fn extract(&self, example: &Example, response: &str) -> Result<Prediction> {
-        self.0.answer("extract", &without_context(example, response))
+        let request = without_context(example, response);
+        match &self.0 {
+            Served::Plugin(plugin) => plugin.answer("extract", &request),
+            Served::Host(task) => Ok(task.extract(&request.example, response)),
+        }
     }
 }
 
@@ -356,20 +406,48 @@ fn without_context(example: &Example, response: &str) -> ResponseRequest {
     ResponseRequest { example, response: response.to_owned() }
 }
 
-/// Examples of an open source, fetched in batches.
+/// Examples of an open source; those of a plugin are fetched in batches.
 #[derive(Debug)]
 pub struct ExampleStream {
-    instance: Arc<Instance>,
-    stream: u64,
     /// Files it reads.
     pub files: Vec<PathBuf>,
-    buffer: Vec<Example>, // reversed
-    done: bool,
+    origin: Origin,
+}
+
+enum Origin {
+    Plugin(PluginStream),
+    Host(Examples),
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plugin(stream) => stream.fmt(f),
+            Self::Host(_) => f.write_str("Host"),
+        }
+    }
 }
 
 impl Iterator for ExampleStream {
     type Item = Result<Example>;
 
+    fn next(&mut self) -> Option<Result<Example>> {
+        match &mut self.origin {
+            Origin::Plugin(stream) => stream.next(),
+            Origin::Host(examples) => examples.next(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct PluginStream {
+    instance: Arc<Instance>,
+    stream: u64,
+    buffer: Vec<Example>, // reversed
+    done: bool,
+}
+
+impl PluginStream {
     fn next(&mut self) -> Option<Result<Example>> {
         if self.buffer.is_empty() && !self.done {
             let request = NextRequest { stream: self.stream, max_examples: 64, max_bytes: 8 << 20 };
@@ -387,7 +465,7 @@ impl Iterator for ExampleStream {
     }
 }
 
-impl Drop for ExampleStream {
+impl Drop for PluginStream {
     fn drop(&mut self) {
         // a stream that cannot be closed ends with its instance
         let _ = self.instance.call::<_, ()>("close", &CloseRequest { stream: self.stream });
@@ -399,15 +477,27 @@ impl Drop for ExampleStream {
 pub struct MetricClient(Arc<Renewable>);
 
 impl MetricClient {
-    /// Makes an instance of a metric plugin.
+    /// Makes an instance of a metric plugin that gives all of its values.
     ///
     /// # Errors
     /// A plugin of another kind, or its own error.
     pub fn create(plugin: &Plugin, host: Option<&'static E2Host>) -> Result<Self> {
+        Self::create_with(plugin, host, &MetricOptions::default())
+    }
+
+    /// Makes an instance that need not give other values than those of `options`.
+    ///
+    /// # Errors
+    /// As [`MetricClient::create`].
+    pub fn create_with(
+        plugin: &Plugin,
+        host: Option<&'static E2Host>,
+        options: &MetricOptions,
+    ) -> Result<Self> {
         if plugin.kind != Kind::Metric {
             return Err(Error::bad_request(format!("plugin `{}` is no metric", plugin.id())));
         }
-        Renewable::create(plugin, host, &TaskOptions::default()).map(Self)
+        Renewable::create(plugin, host, options).map(Self)
     }
 
     /// See [`crate::Metric::info`].

@@ -34,7 +34,8 @@ pub use error::{Error, ErrorCode, Result};
 pub use host::{Host, LogLevel};
 pub use identity::{Identity, Kind, TARGET, identity_bytes, identity_len};
 pub use metric::{
-    Aggregate, Aggregation, Metric, MetricInfo, Row, Scored, Scores, Unit, ValueInfo, aggregate_values,
+    Aggregate, Aggregation, Metric, MetricInfo, MetricOptions, Row, Scored, Scores, Unit, ValueInfo,
+    aggregate_values,
 };
 pub use source::Source;
 pub use task::{

@@ -102,10 +102,24 @@ pub struct MetricInfo {
     pub gold: Scored,
 }
 
+/// What the host tells a metric when it makes an instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MetricOptions {
+    /// The values that will be looked at; all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<Vec<String>>,
+}
+
 /// A metric family. Calls may come from several threads at once.
 pub trait Metric: Send + Sync {
     /// What it is. Called often: cheap, and always the same.
     fn info(&self) -> MetricInfo;
+
+    /// Is told, once and before anything else, which of its values will be looked at: the others need not be computed.
+    /// Names it does not know are not its own. The default computes all.
+    fn only(&mut self, values: &[String]) {
+        let _ = values;
+    }
 
     /// Scores one sample.
     ///

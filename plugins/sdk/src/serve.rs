@@ -1,7 +1,9 @@
 //! The plugin's side of the boundary: JSON in, JSON out, panics caught.
 
 use crate::task::TaskOptions;
-use crate::{Error, ErrorCode, Example, Examples, Host, Metric, Result, Row, Scored, Source, Task};
+use crate::{
+    Error, ErrorCode, Example, Examples, Host, Metric, MetricOptions, Result, Row, Scored, Source, Task,
+};
 use e2llm_plugin_abi as abi;
 use e2llm_plugin_abi::{E2Buf, E2Host, E2Str};
 use schemars::JsonSchema;
@@ -300,12 +302,23 @@ pub unsafe extern "C" fn create_task<T: Task + Default + 'static>(
 /// As [`create_task`].
 pub unsafe extern "C" fn create_metric<T: Metric + Default + 'static>(
     _host: *const E2Host,
-    _config: E2Str,
+    config: E2Str,
     instance: *mut *mut c_void,
     error: *mut E2Buf,
 ) -> i32 {
+    let make = || -> Result<Box<dyn Serve>> {
+        // SAFETY: the host's promise.
+        let config = unsafe { text(config)? };
+        let options: MetricOptions =
+            if config.is_empty() { MetricOptions::default() } else { request("create", config)? };
+        let mut metric = Box::new(T::default());
+        if let Some(values) = &options.values {
+            metric.only(values);
+        }
+        Ok(Box::new(MetricServe(metric)))
+    };
     // SAFETY: the host's promise.
-    unsafe { create(instance, error, || Ok(Box::new(MetricServe(Box::new(T::default()))))) }
+    unsafe { create(instance, error, make) }
 }
 
 /// `call` of every plugin made with this SDK.

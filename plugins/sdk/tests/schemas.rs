@@ -4,8 +4,8 @@ use e2llm_plugin::serve::{
     AggregateRequest, CloseRequest, NextReply, NextRequest, OpenReply, ResponseRequest, TurnRequest,
 };
 use e2llm_plugin::{
-    Aggregate, Error, Example, Identity, MetricInfo, Prediction, Prompt, Scored, Scores, Source, TaskInfo,
-    TaskOptions,
+    Aggregate, Error, Example, Identity, MetricInfo, MetricOptions, Prediction, Prompt, Scored, Scores,
+    Source, TaskInfo, TaskOptions,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
@@ -37,6 +37,7 @@ fn schemas_are_up_to_date() {
             "extract": method::<ResponseRequest, Prediction>(a),
         },
         "metric": {
+            "create": {"request": schema::<MetricOptions>(a)},
             "info": method::<(), MetricInfo>(a),
             "score": method::<Scored, Scores>(a),
             "aggregate": method::<AggregateRequest, Aggregate>(a),
