@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod datasets;
+pub mod declared;
 pub mod failure;
 pub mod models;
 pub mod plugins;

@@ -8,6 +8,7 @@ mod bad_input;
 mod cli;
 mod compare;
 mod data_fetch;
+mod declared;
 mod invoke;
 mod libraries;
 mod loader;

@@ -5,9 +5,9 @@ use super::{data_fetch, output};
 use crate::config::DataChoice;
 use crate::data;
 use crate::failure::{Exit, Failure, Result};
-use crate::plugins::{HOST, Index, SearchPath};
+use crate::plugins::{Index, SearchPath};
 use e2llm_plugin::client::TaskClient;
-use e2llm_plugin::{Example, Kind, Source, TaskInfo, TaskOptions};
+use e2llm_plugin::{Example, Source, TaskInfo, TaskOptions};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -46,16 +46,17 @@ fn open(
     split: Option<&str>,
     plugin_dirs: &[PathBuf],
 ) -> Result<(TaskClient, TaskInfo, Source)> {
-    let index = Index::scan(&SearchPath::usual(plugin_dirs))?;
-    let plugin = index.get(Kind::Task, task)?.load()?;
-    let client = TaskClient::create(&plugin, Some(&HOST), &TaskOptions::default())?;
+    let mut index = Index::scan(&SearchPath::usual(plugin_dirs))?;
+    let task = &index.task_named(task)?;
+    let found = index.task(task)?;
+    let (client, _) = found.open(&TaskOptions::default())?;
     let info = client.info()?;
     let choice = match data {
         "sample" => DataChoice::Sample,
         folder if data::task_folder(Path::new(folder), task).is_ok() => DataChoice::Root(folder.into()),
         folder => DataChoice::Folder(folder.into()),
     };
-    let source = data::source(&info, &choice, split, 0)?;
+    let source = data::source(&info, &found.data(choice)?, split, 0)?;
     Ok((client, info, source))
 }
 

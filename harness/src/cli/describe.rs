@@ -6,7 +6,7 @@ use crate::failure::{Exit, Failure, Result, did_you_mean};
 use crate::plugins::{HOST, Index, SearchPath, provides};
 use crate::run::registry;
 use e2llm_backend::BackendSpec;
-use e2llm_plugin::client::{MetricClient, TaskClient};
+use e2llm_plugin::client::MetricClient;
 use e2llm_plugin::{Kind, MetricInfo, TaskInfo, TaskOptions};
 use serde_json::json;
 
@@ -15,12 +15,12 @@ use serde_json::json;
 /// # Errors
 /// An unknown name; a plugin that cannot be loaded.
 pub(super) fn describe(args: &DescribeArgs) -> Result<Exit> {
-    let index = Index::scan(&SearchPath::usual(&args.plugins.plugin_dir))?;
-    let name = args.name.as_str();
+    let mut index = Index::scan(&SearchPath::usual(&args.plugins.plugin_dir))?;
+    let name = &*index.task_named(&args.name)?;
     let registry = registry();
-    if index.ids(Kind::Task).any(|id| id == name) {
-        let plugin = index.get(Kind::Task, name)?.load()?;
-        let info = TaskClient::create(&plugin, Some(&HOST), &TaskOptions::default())?.info()?;
+    if index.task_ids().contains(&name) {
+        let (client, _) = index.task(name)?.open(&TaskOptions::default())?;
+        let info = client.info()?;
         return show(args, &info, || task_text(&info));
     }
     if let Some(spec) = registry.get(name) {
@@ -37,7 +37,7 @@ pub(super) fn describe(args: &DescribeArgs) -> Result<Exit> {
         let info = MetricClient::create(&index.metric_of(name)?.load()?, Some(&HOST))?.info()?;
         return show(args, &info, || metric_text(&info));
     }
-    let names = index.ids(Kind::Task).chain(registry.iter().map(|b| b.name)).chain(known());
+    let names = index.task_ids().into_iter().chain(registry.iter().map(|b| b.name)).chain(known());
     Err(Failure::usage(format!("there is no task, metric or backend `{name}`"))
         .help(did_you_mean(name, names)))
 }

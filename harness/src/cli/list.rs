@@ -2,6 +2,7 @@
 
 use super::args::{ListArgs, ListKind};
 use super::output;
+use crate::declared::Declared;
 use crate::failure::{Exit, Result};
 use crate::models::Catalogue;
 use crate::plugins::{Candidate, Index, SearchPath, provides};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 /// A plugin folder that does not exist.
 pub(super) fn list(args: &ListArgs) -> Result<Exit> {
     let rows = match args.what {
-        ListKind::Tasks => plugins(args, Kind::Task)?,
+        ListKind::Tasks => tasks(args)?,
         ListKind::Metrics => metrics(args)?,
         ListKind::Backends => registry()
             .iter()
@@ -42,11 +43,12 @@ fn index(args: &ListArgs) -> Result<Index> {
     Ok(index)
 }
 
-fn plugins(args: &ListArgs, kind: Kind) -> Result<Vec<Value>> {
+fn tasks(args: &ListArgs) -> Result<Vec<Value>> {
     let index = index(args)?;
-    note_if_empty(&index, kind);
-    let row = |c: &Candidate| json!({"id": c.identity.id, "version": c.identity.version, "description": c.identity.description});
-    Ok(index.of_kind(kind).map(row).collect())
+    note_if_empty(&index, Kind::Task);
+    let library = |c: &Candidate| json!({"id": c.identity.id, "version": c.identity.version, "description": c.identity.description});
+    let file = |d: &Declared| json!({"id": d.id, "version": d.version, "description": d.description});
+    Ok(index.of_kind(Kind::Task).map(library).chain(index.declared().map(file)).collect())
 }
 
 fn metrics(args: &ListArgs) -> Result<Vec<Value>> {

@@ -16,9 +16,12 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Anything that stops the run; what was finished is kept.
 pub(super) fn run(args: &RunArgs) -> Result<Exit> {
-    let settings = RunSettings::new(args)?;
+    let mut settings = RunSettings::new(args)?;
     let needs_model = check(&settings)?;
-    let index = Index::scan(&SearchPath::usual(&settings.plugin_dirs))?;
+    let mut index = Index::scan(&SearchPath::usual(&settings.plugin_dirs))?;
+    for task in &mut settings.tasks {
+        *task = index.task_named(task)?;
+    }
     let tasks = open_tasks(&settings, &index)?;
     let model = settings.model.as_deref().filter(|_| needs_model);
     let say = |text: &str| {

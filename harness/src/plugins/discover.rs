@@ -1,9 +1,12 @@
 //! Where plugins are looked for, and what is there.
 
 use super::identity;
+use crate::config::DataChoice;
+use crate::declared::{Declared, is_declared};
 use crate::failure::{Failure, Result, did_you_mean};
-use e2llm_plugin::{Identity, Kind};
-use std::collections::BTreeMap;
+use e2llm_plugin::client::TaskClient;
+use e2llm_plugin::{Identity, Kind, TaskOptions};
+use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::DLL_SUFFIX;
 use std::path::{Path, PathBuf};
 
@@ -38,10 +41,67 @@ pub struct Rejected {
 #[derive(Debug, Clone, Default)]
 pub struct Index {
     candidates: BTreeMap<(Kind, String), Vec<Candidate>>,
+    /// Declared tasks by id.
+    declared: BTreeMap<String, Declared>,
     /// Libraries and folders that cannot be used.
     pub rejected: Vec<Rejected>,
     /// Folders that were searched.
     pub searched: Vec<PathBuf>,
+}
+
+/// Where a task comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum FoundTask<'a> {
+    /// A plugin.
+    Library(&'a Candidate),
+    /// A file.
+    Declared(&'a Declared),
+}
+
+impl FoundTask<'_> {
+    /// A client of the task, and the version of its plugin or file.
+    ///
+    /// # Errors
+    /// A library that cannot be loaded; options that the task does not take.
+    pub fn open(&self, options: &TaskOptions) -> Result<(TaskClient, String)> {
+        match self {
+            Self::Library(candidate) => {
+                let plugin = candidate.load()?;
+                let client = TaskClient::create(&plugin, Some(&super::HOST), options)
+                    .map_err(|e| Box::<Failure>::from(e).within(format!("task `{}`", plugin.id())))?;
+                Ok((client, plugin.version().to_owned()))
+            }
+            Self::Declared(declared) => {
+                options
+                    .only(&[])
+                    .map_err(|e| Box::<Failure>::from(e).within(format!("task `{}`", declared.id)))?;
+                Ok((declared.client()?, declared.version.clone()))
+            }
+        }
+    }
+
+    /// Its library or file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Library(candidate) => &candidate.path,
+            Self::Declared(declared) => &declared.path,
+        }
+    }
+
+    /// Where its data is when the user names none: what a file says. A file has no records of its own.
+    ///
+    /// # Errors
+    /// A declared task without a data folder.
+    pub fn data(&self, choice: DataChoice) -> Result<DataChoice> {
+        match (self, choice) {
+            (Self::Declared(declared), DataChoice::Sample) => match &declared.folder {
+                Some(folder) => Ok(DataChoice::Folder(folder.clone())),
+                None => Err(Failure::usage(format!("task `{}` has no sample records", declared.id))
+                    .help("name its data with --data DIR, or with `folder` under [source] in its file")),
+            },
+            (_, choice) => Ok(choice),
+        }
+    }
 }
 
 impl SearchPath {
@@ -100,6 +160,13 @@ impl Index {
             .unwrap_or_default();
         files.sort();
         for path in files {
+            if dedicated && is_declared(&path) {
+                match Declared::read(&path) {
+                    Ok(declared) => self.declare(declared),
+                    Err(e) => self.rejected.push(Rejected { path, why: format!("is no task file: {e}") }),
+                }
+                continue;
+            }
             if !path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with(DLL_SUFFIX)) {
                 continue;
             }
@@ -120,6 +187,68 @@ impl Index {
                 Ok(None) => {}
                 Err(why) => self.rejected.push(Rejected { path, why }),
             }
+        }
+    }
+
+    /// Adds a declared task; of two with one id none can be meant.
+    fn declare(&mut self, declared: Declared) {
+        if let Some(first) = self.declared.get(&declared.id).filter(|d| d.path != declared.path) {
+            let why = format!("declares task `{}`, as {} does", declared.id, first.path.display());
+            self.rejected.push(Rejected { path: declared.path, why });
+            return;
+        }
+        self.declared.insert(declared.id.clone(), declared);
+    }
+
+    /// The id of a task that is named by its id or by the path of its `.toml` file, which is read.
+    ///
+    /// # Errors
+    /// A file that is missing or has a mistake, or whose id another task has.
+    pub fn task_named(&mut self, name: &str) -> Result<String> {
+        if !name.ends_with(".toml") {
+            return Ok(name.to_owned());
+        }
+        let declared = Declared::read(Path::new(name))?;
+        let id = declared.id.clone();
+        let other = self.declared.get(&id).map(|d| d.path.clone());
+        let same = |path: &Path| path.canonicalize().ok() == declared.path.canonicalize().ok();
+        if let Some(other) = other.filter(|path| !same(path)) {
+            let message = format!("task `{id}` is declared twice: {} and {name}", other.display());
+            return Err(Failure::usage(message).help("give one of them another id"));
+        }
+        self.declared.insert(id.clone(), declared);
+        self.task(&id)?;
+        Ok(id)
+    }
+
+    /// Ids of all tasks, plugins and declared ones, in order.
+    pub fn task_ids(&self) -> Vec<&str> {
+        let ids: BTreeSet<&str> =
+            self.ids(Kind::Task).chain(self.declared.keys().map(String::as_str)).collect();
+        ids.into_iter().collect()
+    }
+
+    /// Declared tasks in order of their ids.
+    pub fn declared(&self) -> impl Iterator<Item = &Declared> {
+        self.declared.values()
+    }
+
+    /// The task of an id.
+    ///
+    /// # Errors
+    /// As [`Index::get`]; an id that a library and a file have.
+    pub fn task(&self, id: &str) -> Result<FoundTask<'_>> {
+        let libraries = self.candidates.get(&(Kind::Task, id.to_owned()));
+        match (self.declared.get(id), libraries.and_then(|all| all.first())) {
+            (Some(declared), None) => Ok(FoundTask::Declared(declared)),
+            (Some(declared), Some(library)) => Err(Failure::usage(format!(
+                "task `{id}` is there twice: {} and {}",
+                library.path.display(),
+                declared.path.display()
+            ))
+            .help("give the declared one another id")),
+            (None, Some(_)) => self.get(Kind::Task, id).map(FoundTask::Library),
+            (None, None) => Err(self.unknown(Kind::Task.name(), id, self.task_ids().into_iter())),
         }
     }
 

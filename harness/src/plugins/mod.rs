@@ -8,6 +8,6 @@ mod host;
 mod identity;
 mod library;
 
-pub use discover::{Candidate, Index, Rejected, SearchPath, provides};
+pub use discover::{Candidate, FoundTask, Index, Rejected, SearchPath, provides};
 pub use host::{HOST, set_cancel_flag, set_token_counter};
 pub use library::load;

@@ -4,11 +4,12 @@ use super::scoring::MetricSet;
 use crate::config::RunSettings;
 use crate::data;
 use crate::failure::{Failure, Result};
-use crate::plugins::{HOST, Index};
+use crate::plugins::{FoundTask, Index};
 use e2llm_backend::fingerprint::sha256_file;
 use e2llm_plugin::client::TaskClient;
 use e2llm_plugin::official::PROMPT;
 use e2llm_plugin::{Kind, Source, TaskInfo, TaskOptions};
+use e2llm_plugin::{Source, TaskInfo, TaskOptions};
 
 /// A task that is ready to be read.
 #[derive(Debug)]
@@ -23,9 +24,9 @@ pub struct OpenTask {
     pub metrics: MetricSet,
     /// The metric to rank by.
     pub primary_metric: String,
-    /// Version of its plugin.
+    /// Version of its plugin or file.
     pub plugin_version: String,
-    /// SHA-256 of its library.
+    /// SHA-256 of its library or file.
     pub plugin_sha256: String,
 }
 
@@ -35,9 +36,9 @@ pub struct OpenTask {
 /// An unknown task, metric or option; data that is not there; options for a task that is not run.
 pub fn open_tasks(settings: &RunSettings, index: &Index) -> Result<Vec<OpenTask>> {
     let ids: Vec<String> = if settings.tasks.iter().any(|t| t == "all") {
-        let all: Vec<_> = index.ids(Kind::Task).map(str::to_owned).collect();
+        let all: Vec<_> = index.task_ids().into_iter().map(str::to_owned).collect();
         if all.is_empty() {
-            index.get(Kind::Task, "all")?; // says where plugins were looked for
+            index.task("all")?; // says where plugins were looked for
         }
         all
     } else {
@@ -65,9 +66,16 @@ fn open_task(settings: &RunSettings, index: &Index, id: &str) -> Result<OpenTask
     let options = TaskOptions(options);
     let client = TaskClient::create(&plugin, Some(&HOST), &options)
         .map_err(|e| Box::<Failure>::from(e).within(format!("task `{id}`")))?;
+    let found = index.task(id)?;
+    let options = TaskOptions(settings.task_options.get(id).cloned().unwrap_or_default());
+    let (client, plugin_version) = found.open(&options)?;
     let info = client.info()?;
-    let source = data::source(&info, &settings.data_of(id), settings.split_of(id), settings.seed)?;
+    let data = found.data(settings.data_of(id))?;
+    let source = data::source(&info, &data, settings.split_of(id), settings.seed)?;
     let wanted = settings.metrics.as_ref().unwrap_or(&info.metrics);
+    if let (FoundTask::Declared(declared), None) = (&found, &settings.metrics) {
+        declared.check_metrics(index)?;
+    }
     let metrics = MetricSet::load(index, wanted)?;
     let primary = &info.primary_metric;
     let primary_metric = if metrics.wanted.contains(primary) {
@@ -75,13 +83,14 @@ fn open_task(settings: &RunSettings, index: &Index, id: &str) -> Result<OpenTask
     } else {
         metrics.wanted.first().cloned().unwrap_or_default()
     };
+    let path = found.path();
     Ok(OpenTask {
         client,
         source,
         metrics,
         primary_metric,
-        plugin_version: plugin.version().to_owned(),
-        plugin_sha256: sha256_file(&candidate.path).map_err(|e| Failure::io("read", &candidate.path, &e))?,
+        plugin_version,
+        plugin_sha256: sha256_file(path).map_err(|e| Failure::io("read", path, &e))?,
         info,
     })
 }
