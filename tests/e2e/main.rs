@@ -10,6 +10,7 @@ mod compare;
 mod data_fetch;
 mod declared;
 mod invoke;
+mod laws;
 mod libraries;
 mod loader;
 mod metric_in_c;

@@ -120,6 +120,10 @@ fn check_repeats(plugin: &Plugin) -> Outcome {
     let pass = || all.iter().map(|s| metric.score(s).map_err(text)).collect::<Result<Vec<_>, _>>();
     let first = pass()?;
     ensure(pass()? == first, || "a second pass differs".into())?;
+    let mut backwards =
+        all.iter().rev().map(|s| metric.score(s).map_err(text)).collect::<Result<Vec<_>, _>>()?;
+    backwards.reverse();
+    ensure(backwards == first, || "scored backwards, samples get other values".into())?;
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(pass)).collect();
         for thread in threads {

@@ -43,7 +43,9 @@ pub(super) fn verify(plugin: &Plugin) -> Report {
     report.check("sample examples are complete", || check_examples(&read(&client(plugin)?)?));
     report.check("prompts are complete", || check_prompts(&read(&client(plugin)?)?));
     report.check("two passes and four threads see the same", || check_repeats(plugin));
+    report.check("a prompt depends on its example alone", || check_alone(plugin));
     report.check("any response can be extracted", || check_extract(plugin));
+    report.check("a right answer is read out of a response", || check_gold(plugin));
     report.check("missing, empty, truncated and corrupt files are errors", || check_files(plugin));
     report.check("unknown methods and requests are errors", || check_unknown_method(plugin));
     report
@@ -122,6 +124,36 @@ fn check_extract(plugin: &Plugin) -> Outcome {
         }
         let empty = task.extract(&example, "").map_err(text)?;
         ensure(empty.text.is_empty(), || format!("an empty response became `{}`", empty.text))?;
+    }
+    Ok(())
+}
+
+/// Prompts are the same in another order, and from an instance that has read nothing: a run may be resumed anywhere.
+fn check_alone(plugin: &Plugin) -> Outcome {
+    let all = read(&client(plugin)?)?;
+    let fresh = client(plugin)?;
+    for (example, prompt) in all.iter().rev() {
+        let again = fresh.prompt(example).map_err(text)?;
+        ensure(again == *prompt, || format!("`{}`: another prompt than before", example.id))?;
+    }
+    Ok(())
+}
+
+/// With an answer that is right, a task must not stand in the way of the maximum: the reference, or (of multiple
+/// choice) its letter in one of the usual forms, comes out as it is; of several lines the first may be taken.
+fn check_gold(plugin: &Plugin) -> Outcome {
+    let task = client(plugin)?;
+    for (example, _) in read(&task)? {
+        for right in &example.references {
+            let forms = [right.clone(), format!("({right})"), format!("The correct answer is ({right})")];
+            let mut found = Vec::new();
+            for form in &forms {
+                found.push(task.extract(&example, form).map_err(text)?.text.trim().to_owned());
+            }
+            let whole =
+                |f: &String| !f.is_empty() && (f == right.trim() || right.trim().lines().next() == Some(f));
+            ensure(found.iter().any(whole), || format!("`{}`: `{right}` became `{}`", example.id, found[0]))?;
+        }
     }
     Ok(())
 }
