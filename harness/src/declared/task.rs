@@ -117,6 +117,7 @@ impl Task for DeclaredTask {
             context: example.context.clone(),
             instruction: example.instruction.clone(),
             template: self.spec.template.clone(),
+            template_sha256: String::new(),
             choices,
             answer_prefix: prompt.answer_prefix.clone(),
             stop: prompt.stop.clone(),

@@ -8,7 +8,6 @@ use crate::plugins::{FoundTask, Index};
 use e2llm_backend::fingerprint::sha256_file;
 use e2llm_plugin::client::TaskClient;
 use e2llm_plugin::official::PROMPT;
-use e2llm_plugin::{Kind, Source, TaskInfo, TaskOptions};
 use e2llm_plugin::{Source, TaskInfo, TaskOptions};
 
 /// A task that is ready to be read.
@@ -57,17 +56,12 @@ pub fn open_tasks(settings: &RunSettings, index: &Index) -> Result<Vec<OpenTask>
 }
 
 fn open_task(settings: &RunSettings, index: &Index, id: &str) -> Result<OpenTask> {
-    let candidate = index.get(Kind::Task, id)?;
-    let plugin = candidate.load()?;
+    let found = index.task(id)?;
     let mut options = settings.task_options.get(id).cloned().unwrap_or_default();
     if let Some(style) = &settings.prompt {
         options.entry(PROMPT).or_insert_with(|| style.clone().into());
     }
     let options = TaskOptions(options);
-    let client = TaskClient::create(&plugin, Some(&HOST), &options)
-        .map_err(|e| Box::<Failure>::from(e).within(format!("task `{id}`")))?;
-    let found = index.task(id)?;
-    let options = TaskOptions(settings.task_options.get(id).cloned().unwrap_or_default());
     let (client, plugin_version) = found.open(&options)?;
     let info = client.info()?;
     let data = found.data(settings.data_of(id))?;

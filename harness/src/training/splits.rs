@@ -3,7 +3,7 @@
 use crate::cli::PrepareArgs;
 use crate::data;
 use crate::failure::{Failure, Result};
-use crate::plugins::{HOST, Index, SearchPath};
+use crate::plugins::{Index, SearchPath};
 use e2llm_plugin::client::TaskClient;
 use e2llm_plugin::{Kind, Source, TaskOptions};
 use e2llm_train::Split;
@@ -120,8 +120,7 @@ fn file(path: PathBuf) -> Result<Origin> {
 }
 
 fn task_split(index: &Index, task: &str, folder: PathBuf, split: &str) -> Result<Origin> {
-    let plugin = index.get(Kind::Task, task)?.load()?;
-    let client = TaskClient::create(&plugin, Some(&HOST), &TaskOptions::default())?;
+    let (client, _) = index.task(task)?.open(&TaskOptions::default())?;
     let mut source = Source::sample();
     source.folder = Some(folder);
     source.split = split.to_owned();

@@ -378,12 +378,10 @@ impl TaskClient {
     /// The plugin's own.
     pub fn next_turn(&self, example: &Example, response: &str, turn: u32) -> Result<Option<Prompt>> {
         let ResponseRequest { example, response } = without_context(example, response);
-        self.0.answer("next_turn", &TurnRequest { example, response, turn })
-    pub fn next_turn(&self, example: &Example, response: &str) -> Result<Option<Prompt>> {
-        let request = without_context(example, response);
+        let request = TurnRequest { example, response, turn };
         match &self.0 {
             Served::Plugin(plugin) => plugin.answer("next_turn", &request),
-            Served::Host(task) => task.next_turn(&request.example, response),
+            Served::Host(task) => task.next_turn(&request.example, &request.response, turn),
         }
     }
 
