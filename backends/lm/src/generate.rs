@@ -1,6 +1,6 @@
 //! Answering a prompt token by token.
 
-use crate::{KvCache, Llama, LmError, Result, Segment, TextStream, Tokenizer, prefill, prompt_len};
+use crate::{KvCache, Llama, LmError, Memory, Result, Segment, TextStream, Tokenizer, prefill, prompt_len};
 use candle_core::{IndexOp, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use std::time::{Duration, Instant};
@@ -69,6 +69,23 @@ pub fn generate(
     settings: &Generation,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Generated> {
+    let mut cache = KvCache::new(prompt_len(prompt));
+    generate_with(&mut cache, llama, tokenizer, eos_ids, prompt, settings, cancelled)
+}
+
+/// As [`generate`], with a memory of the caller's, which is empty or holds what stands before the prompt.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_with(
+    memory: &mut dyn Memory,
+    llama: &Llama,
+    tokenizer: Option<&Tokenizer>,
+    eos_ids: &[u32],
+    prompt: &[Segment],
+    settings: &Generation,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Generated> {
     let start = Instant::now();
     let mut sampler = LogitsProcessor::from_sampling(settings.seed, settings.sampling()?);
     if tokenizer.is_none() && !settings.stop.is_empty() {
@@ -76,11 +93,10 @@ pub fn generate(
     }
     let mut text = tokenizer.map(|t| TextStream::new(t, &settings.stop));
     let prompt_tokens = prompt_len(prompt);
-    let mut cache = KvCache::new(prompt_tokens);
     let mut ids = Vec::new();
     let mut finish = Finish::Length;
     let mut first: Option<Instant> = None;
-    let mut hidden = prefill(llama, prompt, &mut cache, cancelled)?;
+    let mut hidden = prefill(llama, prompt, memory, cancelled)?;
     while ids.len() < settings.max_new_tokens {
         if cancelled() {
             return Err(LmError::Cancelled);
@@ -99,7 +115,7 @@ pub fn generate(
             break;
         }
         if ids.len() < settings.max_new_tokens {
-            hidden = llama.forward_hidden(&llama.embed(&[next])?, None, Some(&mut cache))?;
+            hidden = llama.forward_hidden(&llama.embed(&[next])?, None, Some(&mut *memory))?;
         }
     }
     let first = first.unwrap_or_else(Instant::now);

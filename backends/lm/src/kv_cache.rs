@@ -1,6 +1,8 @@
 //! Keys and values of the positions read so far.
 
+use crate::{Heads, Memory, Rope};
 use candle_core::{Result, Tensor, bail};
+use e2llm_kernels::Mask;
 
 /// Room made at first; it doubles when full.
 const FIRST_CAPACITY: usize = 256;
@@ -41,7 +43,10 @@ impl KvCache {
 
     /// Adds a layer's keys and values `[B, Hkv, T, d]` behind the positions read so far, and returns all of
     /// them: `[B, Hkv, offset + T, d]`, views of this memory.
-    pub(crate) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    ///
+    /// # Errors
+    /// Failing tensor operations.
+    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (batch, heads, t, d) = k.dims4()?;
         let needed = self.len + t;
         if self.layers.len() <= layer {
@@ -69,9 +74,42 @@ impl KvCache {
         Ok((keys.narrow(2, 0, needed)?, values.narrow(2, 0, needed)?))
     }
 
-    /// Counts `t` positions as read, once every layer has them.
-    pub(crate) fn advance(&mut self, t: usize) {
+    /// A layer's keys and values of the positions read so far, views of this memory; `None` where it has none.
+    ///
+    /// # Errors
+    /// Failing tensor operations.
+    pub fn layer(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
+        let Some(Some((keys, values))) = self.layers.get(layer) else { return Ok(None) };
+        Ok(Some((keys.narrow(2, 0, self.len)?, values.narrow(2, 0, self.len)?)))
+    }
+
+    /// Puts the keys and values `[B, Hkv, len, d]` of `len` positions in the place of all that was read.
+    pub fn replace(&mut self, layers: Vec<(Tensor, Tensor)>, len: usize) {
+        self.layers = layers.into_iter().map(Some).collect();
+        self.len = len;
+    }
+}
+
+impl Memory for KvCache {
+    fn offset(&self) -> usize {
+        self.len
+    }
+
+    fn attend(&mut self, layer: usize, heads: &Heads, rope: &Rope) -> Result<Tensor> {
+        let (cos, sin) = rope.tables(self.len, heads.positions()?, self.expected)?;
+        let q = e2llm_kernels::rope(&heads.q, &cos, &sin)?;
+        let k = e2llm_kernels::rope(&heads.k, &cos, &sin)?;
+        let (k, v) = self.append(layer, &k, &heads.v)?;
+        e2llm_kernels::attention(&q, &k, &v, Mask::Causal { offset: self.len }, heads.scale()?)
+    }
+
+    fn advance(&mut self, t: usize) {
         self.len += t;
+    }
+
+    /// The fork shares this memory's room: it writes behind what is read here.
+    fn fork(&self) -> Result<Box<dyn Memory>> {
+        Ok(Box::new(self.clone()))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
 use crate::residual::add;
 use crate::rope::Rope;
-use crate::{KvCache, LoraConfig, LoraSource, Precision, Result, Weights};
+use crate::{Heads, LoraConfig, LoraSource, Memory, Precision, Result, Weights};
 use candle_core::{DType, Device, Tensor};
 use e2llm_kernels::Mask;
 use std::collections::BTreeMap;
@@ -152,35 +152,39 @@ impl Layer {
         x.reshape((b, t, width / self.head_dim, self.head_dim))?.transpose(1, 2)
     }
 
-    fn forward(
-        &self,
-        x: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
-        mask: Mask<'_>,
-        cache: Option<(&mut KvCache, usize)>,
-    ) -> candle_core::Result<Tensor> {
+    fn forward(&self, x: &Tensor, attend: Attend<'_>) -> candle_core::Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let y = e2llm_kernels::rms_norm(x, &self.input_norm, self.eps)?;
         let mut q = self.split(&self.q.forward(&y)?)?;
         let mut k = self.split(&self.k.forward(&y)?)?;
-        let mut v = self.split(&self.v.forward(&y)?)?;
+        let v = self.split(&self.v.forward(&y)?)?;
         if let Some((q_norm, k_norm)) = &self.head_norms {
             q = e2llm_kernels::rms_norm(&q, q_norm, self.eps)?;
             k = e2llm_kernels::rms_norm(&k, k_norm, self.eps)?;
         }
-        q = e2llm_kernels::rope(&q, cos, sin)?;
-        k = e2llm_kernels::rope(&k, cos, sin)?;
-        if let Some((cache, layer)) = cache {
-            (k, v) = cache.append(layer, &k, &v)?;
-        }
-        let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let o = e2llm_kernels::attention(&q, &k, &v, mask, scale)?;
+        let heads = Heads { q, k, v };
+        let o = match attend {
+            Attend::Block { cos, sin, mask } => {
+                let q = e2llm_kernels::rope(&heads.q, cos, sin)?;
+                let k = e2llm_kernels::rope(&heads.k, cos, sin)?;
+                e2llm_kernels::attention(&q, &k, &heads.v, mask, heads.scale()?)?
+            }
+            Attend::Through { memory, layer, rope } => memory.attend(layer, &heads, rope)?,
+        };
         let o = o.transpose(1, 2)?.reshape((b, t, ()))?;
         let x = add(x, &self.o.forward(&o)?)?;
         let y = e2llm_kernels::rms_norm(&x, &self.post_norm, self.eps)?;
         let y = e2llm_kernels::silu_mul(&self.gate.forward(&y)?, &self.up.forward(&y)?)?;
         add(&x, &self.down.forward(&y)?)
     }
+}
+
+/// What a layer's positions see.
+enum Attend<'a> {
+    /// Each other, from the first position on.
+    Block { cos: &'a Tensor, sin: &'a Tensor, mask: Mask<'a> },
+    /// Each other and what is remembered.
+    Through { memory: &'a mut dyn Memory, layer: usize, rope: &'a Rope },
 }
 
 /// A decoder of the Llama family.
@@ -269,8 +273,8 @@ impl Llama {
 
     /// Last hidden states, normalised: `[B, T, D]` to `[B, T, D]`.
     ///
-    /// Positions follow the cache's, or start at 0. `lengths` are the rows' valid positions of a right-padded
-    /// batch (training); what comes out behind them means nothing. It cannot be combined with a cache.
+    /// Positions follow the memory's, or start at 0. `lengths` are the rows' valid positions of a right-padded
+    /// batch (training); what comes out behind them means nothing. It cannot be combined with a memory.
     ///
     /// # Errors
     /// Shapes that do not fit.
@@ -278,32 +282,33 @@ impl Llama {
         &self,
         x: &Tensor,
         lengths: Option<&[usize]>,
-        mut cache: Option<&mut KvCache>,
+        mut memory: Option<&mut dyn Memory>,
     ) -> candle_core::Result<Tensor> {
         let (batch, t, _) = x.dims3()?;
         if let Some(lengths) = lengths {
-            if cache.is_some() {
-                candle_core::bail!("a padded batch cannot be read through a cache");
+            if memory.is_some() {
+                candle_core::bail!("a padded batch cannot be read through a memory");
             }
             if lengths.len() != batch {
                 candle_core::bail!("{} lengths for a batch of {batch}", lengths.len());
             }
         }
-        let offset = cache.as_ref().map_or(0, |c| c.offset());
-        let sequence = cache.as_ref().map_or(t, |c| c.expected());
-        let (cos, sin) = self.rope.tables(offset, t, sequence)?;
         let mut x = x.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = match &mut cache {
-                Some(cache) => {
-                    layer.forward(&x, (&cos, &sin), Mask::Causal { offset }, Some((&mut **cache, i)))?
-                }
-                None if self.checkpointing => checkpointed(layer, &x, (&cos, &sin), lengths)?,
-                None => layer.forward(&x, (&cos, &sin), mask(lengths), None)?,
-            };
-        }
-        if let Some(cache) = cache {
-            cache.advance(t);
+        if let Some(memory) = &mut memory {
+            for (i, layer) in self.layers.iter().enumerate() {
+                x = layer
+                    .forward(&x, Attend::Through { memory: &mut **memory, layer: i, rope: &self.rope })?;
+            }
+            memory.advance(t);
+        } else {
+            let (cos, sin) = self.rope.tables(0, t, t)?;
+            for layer in &self.layers {
+                x = if self.checkpointing {
+                    checkpointed(layer, &x, (&cos, &sin), lengths)?
+                } else {
+                    layer.forward(&x, Attend::Block { cos: &cos, sin: &sin, mask: mask(lengths) })?
+                };
+            }
         }
         e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
@@ -382,6 +387,7 @@ fn checkpointed(
     let lengths = lengths.map(<[usize]>::to_vec);
     e2llm_kernels::checkpoint(&inputs, move |inputs| {
         let layer = layer.with_lora_tensors(&inputs[1..])?;
-        layer.forward(&inputs[0], (&cos, &sin), mask(lengths.as_deref()), None)
+        let mask = mask(lengths.as_deref());
+        layer.forward(&inputs[0], Attend::Block { cos: &cos, sin: &sin, mask })
     })
 }

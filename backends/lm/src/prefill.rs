@@ -1,6 +1,6 @@
 //! Reading a prompt, block by block.
 
-use crate::{KvCache, Llama, LmError, Result};
+use crate::{Llama, LmError, Memory, Result};
 use candle_core::Tensor;
 
 /// Positions read at once: enough for full speed, little enough that an 8k prompt needs no more memory than its
@@ -46,7 +46,7 @@ pub fn prompt_len(prompt: &[Segment]) -> usize {
     prompt.iter().map(Segment::len).sum()
 }
 
-/// Reads a prompt behind what `cache` holds and returns the last position's hidden state `[1, 1, D]`.
+/// Reads a prompt behind what `memory` holds and returns the last position's hidden state `[1, 1, D]`.
 ///
 /// Nothing but the last position's state leaves a block, so logits are only ever computed for one position.
 /// `cancelled` is asked before every block.
@@ -56,14 +56,15 @@ pub fn prompt_len(prompt: &[Segment]) -> usize {
 pub fn prefill(
     llama: &Llama,
     prompt: &[Segment],
-    cache: &mut KvCache,
+    memory: &mut dyn Memory,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Tensor> {
     let mut last = None;
-    read_blocks(llama, prompt, cache, cancelled, |hidden| {
+    read_blocks(llama, prompt, memory, cancelled, |hidden| {
         last = Some(hidden.narrow(1, hidden.dim(1)? - 1, 1)?.contiguous()?);
         Ok(())
     })?;
+    memory.prompt_read()?;
     last.ok_or_else(|| LmError::Input("the prompt is empty".to_owned()))
 }
 
@@ -71,10 +72,11 @@ pub fn prefill(
 pub(crate) fn read_blocks(
     llama: &Llama,
     prompt: &[Segment],
-    cache: &mut KvCache,
+    memory: &mut dyn Memory,
     cancelled: &dyn Fn() -> bool,
     mut each: impl FnMut(&Tensor) -> candle_core::Result<()>,
 ) -> Result<()> {
+    let size = memory.block().clamp(1, PREFILL_BLOCK);
     let mut parts = Vec::new();
     let mut filled = 0;
     let total = prompt_len(prompt);
@@ -82,15 +84,15 @@ pub(crate) fn read_blocks(
     for segment in prompt {
         let mut start = 0;
         while start < segment.len() {
-            let n = (segment.len() - start).min(PREFILL_BLOCK - filled);
+            let n = (segment.len() - start).min(size - filled);
             parts.push(segment.embed(llama, start, n)?);
             (start, filled, read) = (start + n, filled + n, read + n);
-            if filled == PREFILL_BLOCK || read == total {
+            if filled == size || read == total {
                 if cancelled() {
                     return Err(LmError::Cancelled);
                 }
                 let block = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
-                each(&llama.forward_hidden(&block, None, Some(cache))?)?;
+                each(&llama.forward_hidden(&block, None, Some(&mut *memory))?)?;
                 parts.clear();
                 filled = 0;
             }

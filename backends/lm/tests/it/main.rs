@@ -5,6 +5,7 @@
 mod damaged_files;
 mod golden_real;
 mod golden_rope;
+mod memory;
 mod model;
 mod support;
 mod text;
