@@ -5,8 +5,9 @@ use e2llm_backend::{
     Prompt, Request, Response, TokenCounter, Usage,
 };
 use e2llm_lm::{
-    DecoderFiles, DecoderModel, Generation, Message, PeftAdapter, Precision, Segment, Tokenizer,
-    continuation_ids, open_device, score_continuations, token_counter,
+    DecoderFiles, DecoderModel, Generation, KvCache, LlamaConfig, Memory, Message, PeftAdapter, Precision,
+    Segment, Tokenizer, continuation_ids, generate_with, open_device, prompt_len, score_continuations_with,
+    token_counter,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -26,16 +27,47 @@ pub(crate) const LORA: OptionSpec = OptionSpec {
     help: "folder of a LoRA adapter of the decoder, in PEFT's layout (what `train` writes for sft-*)",
 };
 
-/// How a method makes a prompt of a request.
+/// What a method does to a request and to the decoder.
 pub(crate) trait Method: Send {
+    /// Changes the decoder's configuration before it is loaded, and returns what a reader of a result must know.
+    fn configure(&mut self, _config: &mut LlamaConfig) -> Result<Vec<String>, BackendError> {
+        Ok(Vec::new())
+    }
+
+    /// Adds files of its own that decide an answer.
+    fn hash(&self, _hash: &mut Fingerprint) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Parameters it has beside the decoder's.
+    fn parameters(&self) -> u64 {
+        0
+    }
+
     /// The prompt, with `room` positions of the window left for the answer.
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError>;
+    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError>;
+
+    /// What the decoder remembers with, for a prompt and answer of `expected` positions.
+    fn memory(&self, _decoder: &Decoder, expected: usize) -> Box<dyn Memory> {
+        Box::new(KvCache::new(expected))
+    }
 }
+
+/// Makes the answer's text of what the decoder wrote.
+pub(crate) type Finishing = Box<dyn Fn(&str) -> Result<String, BackendError>>;
 
 /// A prompt as the decoder reads it, and what became of its context.
 pub(crate) struct Prepared {
     pub(crate) segments: Vec<Segment>,
     pub(crate) usage: Usage,
+    pub(crate) finish: Option<Finishing>,
+}
+
+impl Prepared {
+    /// A prompt whose answer is what the decoder writes.
+    pub(crate) fn new(segments: Vec<Segment>, usage: Usage) -> Self {
+        Self { segments, usage, finish: None }
+    }
 }
 
 /// A loaded decoder.
@@ -43,19 +75,26 @@ pub(crate) struct Decoder {
     pub(crate) model: DecoderModel,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) window: usize,
+    pub(crate) cancel: CancelFlag,
 }
 
 impl Decoder {
     /// Ids of a message as the decoder gets it: in its chat template where the prompt wants that and the model has
     /// one, else as raw text with special tokens; behind it the beginning of the answer.
     pub(crate) fn wrap(&self, message: &str, prompt: &Prompt) -> Result<Vec<u32>, BackendError> {
+        let (text, add_special) = self.text(message, prompt)?;
+        Ok(self.tokenizer.encode(&text, add_special)?)
+    }
+
+    /// The text of [`Decoder::wrap`], and whether special tokens belong around it.
+    pub(crate) fn text(&self, message: &str, prompt: &Prompt) -> Result<(String, bool), BackendError> {
         let template = self.tokenizer.chat().filter(|_| prompt.chat);
         let mut text = match template {
             Some(template) => template.render(&[Message::new("user", message)], true)?,
             None => message.to_owned(),
         };
         text.push_str(&prompt.answer_prefix);
-        Ok(self.tokenizer.encode(&text, template.is_none())?)
+        Ok((text, template.is_none()))
     }
 
     /// Positions that go to everything but the message and its own special tokens.
@@ -81,7 +120,6 @@ pub(crate) struct DecoderBackend<M> {
     info: BackendInfo,
     decoder: Decoder,
     method: M,
-    cancel: CancelFlag,
 }
 
 impl<M: Method> DecoderBackend<M> {
@@ -89,7 +127,7 @@ impl<M: Method> DecoderBackend<M> {
     pub(crate) fn new(
         name: &str,
         truncation: &str,
-        method: M,
+        mut method: M,
         context: &BuildContext,
     ) -> Result<Self, BackendError> {
         let Some(path) = &context.model.decoder else {
@@ -103,7 +141,7 @@ impl<M: Method> DecoderBackend<M> {
             "" => Precision::BF16,
             name => name.parse()?,
         };
-        let files = DecoderFiles::open(path)?;
+        let mut files = DecoderFiles::open(path)?;
         let mut hash = Fingerprint::new(name, env!("CARGO_PKG_VERSION"));
         hash.text("dtype", &precision.to_string());
         for (option, value) in context.options.iter() {
@@ -113,17 +151,21 @@ impl<M: Method> DecoderBackend<M> {
             let file_name = file.file_name().unwrap_or_default().to_string_lossy();
             hash.file(&file_name, file).map_err(|e| BackendError::failed(&e))?;
         }
-        let parameters = files.config.parameters();
+        method.hash(&mut hash)?;
+        let parameters = files.config.parameters() + method.parameters();
+        let trained = files.config.max_position_embeddings;
+        let mut warnings = method.configure(&mut files.config)?;
         let positions = files.config.max_position_embeddings;
         let adapter = adapter(context, &mut hash)?;
         let trained_parameters =
             adapter.iter().flat_map(|a| a.tensors.values()).map(|t| t.elem_count() as u64).sum();
         let model = DecoderModel::with_adapter(files, adapter, &device, precision)?;
-        let mut warnings = Vec::new();
         if model.tokenizer.chat().is_none() {
             warnings.push("the decoder has no chat template: prompts are raw text".to_owned());
         }
-        let own = context.model.window.map_or(positions, |w| w as usize).min(positions);
+        // A method that stretched the positions knows better than the catalogue.
+        let known = context.model.window.filter(|_| positions == trained);
+        let own = known.map_or(positions, |w| w as usize).min(positions);
         let window = context.options.parse("window")?.unwrap_or(own);
         if window > positions {
             warnings.push(format!("window {window}: the decoder was trained on {positions} positions only"));
@@ -143,22 +185,32 @@ impl<M: Method> DecoderBackend<M> {
             warnings,
         };
         let tokenizer = Arc::new(model.tokenizer.clone());
-        let decoder = Decoder { model, tokenizer, window };
-        Ok(Self { info, decoder, method, cancel: context.cancel.clone() })
+        let decoder = Decoder { model, tokenizer, window, cancel: context.cancel.clone() };
+        Ok(Self { info, decoder, method })
     }
 
-    fn answer(&self, request: &Request) -> Result<Response, BackendError> {
+    fn answer(&mut self, request: &Request) -> Result<Response, BackendError> {
         let start = Instant::now();
-        self.cancel.check()?;
+        self.decoder.cancel.check()?;
         let room = request.generation.max_new_tokens;
-        let Prepared { segments, usage } = self.method.prepare(&self.decoder, &request.prompt, room)?;
+        let prepared = self.method.prepare(&self.decoder, &request.prompt, room)?;
         let before = start.elapsed();
-        let (model, tokenizer) = (&self.decoder.model, Some(&*self.decoder.tokenizer));
-        let cancelled = || self.cancel.is_cancelled();
-        let settings = Generation::of(request);
-        let generated =
-            e2llm_lm::generate(&model.llama, tokenizer, &model.eos_ids, &segments, &settings, &cancelled)?;
-        Ok(generated.into_response(usage, before))
+        let (decoder, segments) = (&self.decoder, &prepared.segments);
+        let mut memory = self.method.memory(decoder, prompt_len(segments) + room);
+        let generated = generate_with(
+            &mut *memory,
+            &decoder.model.llama,
+            Some(&decoder.tokenizer),
+            &decoder.model.eos_ids,
+            segments,
+            &Generation::of(request),
+            &|| decoder.cancel.is_cancelled(),
+        )?;
+        let mut response = generated.into_response(prepared.usage, before);
+        if let Some(finish) = prepared.finish {
+            response.text = finish(&response.text)?;
+        }
+        Ok(response)
     }
 }
 
@@ -186,12 +238,17 @@ impl<M: Method> Backend for DecoderBackend<M> {
 
     fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {
         let start = Instant::now();
-        self.cancel.check()?;
+        self.decoder.cancel.check()?;
         let continuations = continuation_ids(&self.decoder.tokenizer, choices)?;
         let room = continuations.iter().map(Vec::len).max().unwrap_or(0);
-        let Prepared { segments, mut usage } = self.method.prepare(&self.decoder, &request.prompt, room)?;
-        let cancelled = || self.cancel.is_cancelled();
-        let scores = score_continuations(&self.decoder.model.llama, &segments, &continuations, &cancelled)?;
+        let Prepared { segments, mut usage, .. } =
+            self.method.prepare(&self.decoder, &request.prompt, room)?;
+        let decoder = &self.decoder;
+        let mut memory = self.method.memory(decoder, prompt_len(&segments) + room);
+        let scores =
+            score_continuations_with(&mut *memory, &decoder.model.llama, &segments, &continuations, &|| {
+                decoder.cancel.is_cancelled()
+            })?;
         usage.time_to_first_token = start.elapsed().as_secs_f64();
         Ok(Choice { log_likelihoods: scores, tokens: continuations.iter().map(Vec::len).collect(), usage })
     }

@@ -5,16 +5,23 @@
 
 mod decoder;
 pub mod echo;
+pub mod full;
 pub mod no_context;
+mod options;
+mod policy;
+mod prompt;
 #[cfg(test)]
 mod tests;
 pub mod truncate;
+pub mod yarn;
 
 pub use e2llm_backend::{Kept, Policy};
 
 /// Adds every method of this crate to `registry`.
 pub fn register(registry: &mut e2llm_backend::Registry) {
     registry.register(echo::spec());
+    registry.register(full::spec());
     registry.register(no_context::spec());
     registry.register(truncate::spec());
+    registry.register(yarn::spec());
 }

@@ -24,7 +24,7 @@ pub fn spec() -> BackendSpec {
 struct NoContext;
 
 impl Method for NoContext {
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         if prompt.instruction.is_empty() {
             return Err(BackendError::new(ErrorKind::BadRequest, "the instruction is empty"));
         }
@@ -39,6 +39,6 @@ impl Method for NoContext {
             context_dropped: context_tokens,
             ..Usage::default()
         };
-        Ok(Prepared { segments: vec![Segment::Ids(ids)], usage })
+        Ok(Prepared::new(vec![Segment::Ids(ids)], usage))
     }
 }

@@ -10,6 +10,9 @@ use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
 use e2llm_backend::{
     BackendError, BackendSpec, BuildContext, ErrorKind, Kept, OptionSpec, Policy, Prompt, Usage,
 };
+use crate::policy::{Kept, Policy};
+use crate::prompt::{context_range, covering};
+use e2llm_backend::{BackendError, BackendSpec, BuildContext, ErrorKind, OptionSpec, Prompt, Usage};
 use e2llm_lm::Segment;
 use std::ops::Range;
 
@@ -121,26 +124,6 @@ impl Rendered {
     }
 }
 
-/// Where the context is in the rendered prompt; empty where the template does not show it.
-fn context_range(prompt: &Prompt) -> Range<usize> {
-    let Some(at) = prompt.template.find("{context}") else {
-        return 0..0;
-    };
-    let before = Prompt { template: prompt.template[..at].to_owned(), ..prompt.clone() };
-    let start = before.render_with("").len();
-    start..start + prompt.context.len()
-}
-
-/// Positions of the tokens that have some of `range`.
-fn covering(tokens: &[Range<usize>], range: &Range<usize>) -> Range<usize> {
-    let touches = |t: &Range<usize>| t.start < range.end && t.end > range.start;
-    let Some(first) = tokens.iter().position(touches) else {
-        return 0..0;
-    };
-    let last = tokens.iter().rposition(touches).unwrap_or(first);
-    first..last + 1
-}
-
 fn usage(rendered: &Rendered, dropped: usize) -> Usage {
     let shown = rendered.context_ids.len();
     Usage {
@@ -152,7 +135,7 @@ fn usage(rendered: &Rendered, dropped: usize) -> Usage {
 }
 
 impl Method for Truncate {
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         let rendered = Rendered::new(decoder, prompt)?;
         let n = rendered.ids.len();
         if n == 0 {
@@ -177,7 +160,7 @@ impl Method for Truncate {
                 let truncation = (n > max).then(|| self.policy.name().to_owned());
                 let usage =
                     Usage { prompt_tokens: ids.len() as u64, truncation, ..usage(&rendered, dropped) };
-                return Ok(Prepared { segments: vec![Segment::Ids(ids)], usage });
+                return Ok(Prepared::new(vec![Segment::Ids(ids)], usage));
             }
             if self.policy == Policy::ContextTail && dropped == rendered.context_ids.len() {
                 let what = "the prompt does not fit even without its context";
@@ -185,43 +168,5 @@ impl Method for Truncate {
             }
             max = max.min(n).saturating_sub(excess);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn prompt(template: &str) -> Prompt {
-        Prompt {
-            context: "ctx".into(),
-            instruction: "ask {context}".into(),
-            template: template.into(),
-            ..Prompt::default()
-        }
-    }
-
-    #[test]
-    fn the_context_is_found_in_the_rendered_prompt() {
-        for (template, expected) in [
-            ("a {context} b", 2..5),
-            ("{instruction}{ {context}", 15..18),
-            ("{instruction}", 0..0),
-            ("{context}", 0..3),
-        ] {
-            let prompt = prompt(template);
-            let range = context_range(&prompt);
-            assert_eq!(range, expected, "{template}");
-            assert!(range.is_empty() || &prompt.render()[range] == "ctx", "{template}");
-        }
-    }
-
-    #[test]
-    fn tokens_that_have_part_of_a_range() {
-        let tokens = [0..0, 0..3, 3..5, 5..9, 9..9];
-        assert_eq!(covering(&tokens, &(4..6)), 2..4);
-        assert_eq!(covering(&tokens, &(3..5)), 2..3);
-        assert_eq!(covering(&tokens, &(9..9)), 0..0);
-        assert_eq!(covering(&tokens, &(0..9)), 1..4);
     }
 }

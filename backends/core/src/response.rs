@@ -27,10 +27,19 @@ pub struct Usage {
     pub context_seen: u64,
     /// Tokens of the context that nothing read.
     pub context_dropped: u64,
+    /// Tokens of the context that were read and then forgotten: their keys and values were gone before the answer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub context_evicted: u64,
     /// Tokens of the context that were compressed into soft tokens.
     pub context_compressed: u64,
     /// Soft tokens they became.
     pub soft_tokens: u64,
+    /// Chunks the context was cut into, where some were chosen among.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub chunks: u64,
+    /// Chunks that were chosen.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub chunks_retrieved: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
     /// Seconds from the request to the first generated token.
@@ -43,6 +52,12 @@ pub struct Usage {
     pub truncation: Option<String>,
 }
 
+/// Whether a count that few methods have is left out.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 impl Usage {
     /// Adds what another turn of the same sample took.
     pub fn add(&mut self, other: &Self) {
@@ -50,8 +65,11 @@ impl Usage {
         self.context_tokens += other.context_tokens;
         self.context_seen += other.context_seen;
         self.context_dropped += other.context_dropped;
+        self.context_evicted += other.context_evicted;
         self.context_compressed += other.context_compressed;
         self.soft_tokens += other.soft_tokens;
+        self.chunks += other.chunks;
+        self.chunks_retrieved += other.chunks_retrieved;
         self.generated_tokens += other.generated_tokens;
         self.time_to_first_token += other.time_to_first_token;
         self.decode_time += other.decode_time;

@@ -1,60 +1,11 @@
-//! The decoder methods with a decoder of a few thousand parameters.
+//! `truncate` and `no-context`.
 
-#[path = "../../e2llm/tests/tiny/mod.rs"]
-mod tiny;
-
+use super::{build, decoder, folder, prompt, request};
 use crate::decoder::{Decoder, Method, Prepared};
 use crate::truncate::Truncate;
-use crate::{Policy, no_context, register, truncate};
-use e2llm_backend::{
-    Backend, BackendError, BackendSpec, BuildContext, ErrorKind, Generation, ModelFiles, Options, Prompt,
-    Registry, Request,
-};
-use e2llm_lm::{DecoderModel, Precision, Segment};
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
-use tempfile::TempDir;
-
-fn folder(window: usize) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    tiny::decoder(folder.path(), window);
-    folder
-}
-
-fn decoder(folder: &Path, window: usize) -> Decoder {
-    let model = DecoderModel::load(folder, &candle_core::Device::Cpu, Precision::F32).unwrap();
-    Decoder { tokenizer: Arc::new(model.tokenizer.clone()), model, window }
-}
-
-fn build(
-    spec: BackendSpec,
-    folder: &Path,
-    options: &[(&str, &str)],
-) -> Result<Box<dyn Backend>, BackendError> {
-    let given: BTreeMap<_, _> = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let context = BuildContext {
-        model: ModelFiles { name: "tiny".into(), decoder: Some(folder.to_owned()), ..ModelFiles::default() },
-        options: Options::checked(spec.options, &given)?,
-        ..BuildContext::default()
-    };
-    (spec.build)(&context)
-}
-
-fn prompt(context: &str, chat: bool) -> Prompt {
-    Prompt {
-        context: context.into(),
-        instruction: "What?".into(),
-        template: "Read: {context}\nQ: {instruction}".into(),
-        chat,
-        ..Prompt::default()
-    }
-}
-
-fn request(prompt: Prompt) -> Request {
-    let generation = Generation { max_new_tokens: 8, ..Generation::default() };
-    Request { id: "1".into(), document: "d".into(), prompt, generation }
-}
+use crate::{Policy, no_context, truncate};
+use e2llm_backend::{BackendError, ErrorKind, Prompt};
+use e2llm_lm::Segment;
 
 /// The prompt's text with special tokens, and what became of the context.
 fn read(
@@ -63,7 +14,7 @@ fn read(
     decoder: &Decoder,
     prompt: &Prompt,
 ) -> Result<(String, e2llm_backend::Usage), BackendError> {
-    let Prepared { segments, usage } = Truncate { policy, margin }.prepare(decoder, prompt, 8)?;
+    let Prepared { segments, usage, .. } = Truncate { policy, margin }.prepare(decoder, prompt, 8)?;
     let [Segment::Ids(ids)] = segments.as_slice() else { panic!("one segment of ids") };
     assert_eq!(ids.len() as u64, usage.prompt_tokens);
     assert_eq!(usage.context_seen + usage.context_dropped, usage.context_tokens);
@@ -184,12 +135,4 @@ fn options_decide_window_and_fingerprint() {
         let error = build(truncate::spec(), folder.path(), &[(option, value)]).err().unwrap();
         assert!(error.message.contains(option) && error.message.contains(value), "{error}");
     }
-}
-
-#[test]
-fn registers_all_methods() {
-    let mut registry = Registry::default();
-    register(&mut registry);
-    let names: Vec<_> = registry.iter().map(|s| s.name).collect();
-    assert_eq!(names, ["echo", "no-context", "truncate"]);
 }

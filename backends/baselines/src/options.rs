@@ -1,0 +1,16 @@
+//! Reading options whose values have a range.
+
+use e2llm_backend::{BackendError, ErrorKind, Options};
+
+/// The error of an option's value.
+pub(crate) fn bad_option(name: &str, what: &str) -> BackendError {
+    BackendError::new(ErrorKind::BadRequest, format!("backend option `{name}`: {what}"))
+}
+
+/// A finite number above 0.
+pub(crate) fn positive(options: &Options, name: &str) -> Result<f64, BackendError> {
+    match options.parse::<f64>(name)? {
+        Some(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err(bad_option(name, &format!("`{}`: it must be a number above 0", options.text(name)))),
+    }
+}
