@@ -10,6 +10,7 @@ pub mod no_context;
 mod options;
 mod policy;
 mod prompt;
+pub mod rag;
 #[cfg(test)]
 mod tests;
 pub mod truncate;
@@ -22,6 +23,7 @@ pub fn register(registry: &mut e2llm_backend::Registry) {
     registry.register(echo::spec());
     registry.register(full::spec());
     registry.register(no_context::spec());
+    registry.register(rag::spec());
     registry.register(truncate::spec());
     registry.register(yarn::spec());
 }

@@ -14,3 +14,14 @@ pub(crate) fn positive(options: &Options, name: &str) -> Result<f64, BackendErro
         _ => Err(bad_option(name, &format!("`{}`: it must be a number above 0", options.text(name)))),
     }
 }
+
+/// A whole number of at least `least`.
+pub(crate) fn at_least(options: &Options, name: &str, least: usize) -> Result<usize, BackendError> {
+    match options.parse::<usize>(name)? {
+        Some(value) if value >= least => Ok(value),
+        _ => {
+            let what = format!("`{}`: it must be a whole number of at least {least}", options.text(name));
+            Err(bad_option(name, &what))
+        }
+    }
+}

@@ -3,8 +3,8 @@
 use crate::support::{never, real_model, shared};
 use candle_core::{Device, IndexOp};
 use e2llm_lm::{
-    DecoderModel, EncoderFiles, Finish, Generation, KvCache, Message, Precision, Segment, prefill,
-    token_log_probs,
+    DecoderModel, EncoderFiles, Finish, Generation, KvCache, Message, Pooling, Precision, Segment,
+    SentenceEncoder, SentenceSettings, prefill, token_log_probs,
 };
 use serde::Deserialize;
 
@@ -148,4 +148,28 @@ fn golden_encoder_embeddings() {
             assert!(worst < 1e-4, "{worst} in {}", case.text);
         }
     }
+}
+
+#[test]
+fn golden_sentence_encoder_embeddings_and_nearness() {
+    let (Some(path), Some(golden)) = (real_model(ENCODER), golden()) else { return };
+    // sentence-transformers' own limit, which the fetched folder does not name.
+    let settings = SentenceSettings {
+        max_tokens: Some(golden.encoder[0].max_seq_length),
+        ..SentenceSettings::of(&path).unwrap()
+    };
+    assert_eq!(settings.pooling, Pooling::Mean);
+    let files = EncoderFiles::open(&path).unwrap();
+    let encoder = SentenceEncoder::load(files, settings, &Device::Cpu, Precision::F32).unwrap();
+    let texts: Vec<&str> = golden.encoder.iter().map(|c| c.text.as_str()).collect();
+    let passages = encoder.passages(&texts, 3, &never).unwrap();
+    for (case, passage) in golden.encoder.iter().zip(&passages) {
+        for got in [passage, &encoder.query(&case.text).unwrap()] {
+            let worst = got.iter().zip(&case.embedding).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{worst} in {}", case.text);
+        }
+    }
+    let query = encoder.query("Where does the kitten rest?").unwrap();
+    let near = |p: &Vec<f32>| p.iter().zip(&query).map(|(a, b)| a * b).sum::<f32>();
+    assert!(passages[1..].iter().all(|p| near(p) < near(&passages[0])), "the cat is nearest");
 }
