@@ -189,6 +189,11 @@ impl<M: Method> DecoderBackend<M> {
         Ok(Self { info, decoder, method })
     }
 
+    /// Positions the decoder may use.
+    pub(crate) fn window(&self) -> usize {
+        self.decoder.window
+    }
+
     fn answer(&mut self, request: &Request) -> Result<Response, BackendError> {
         let start = Instant::now();
         self.decoder.cancel.check()?;

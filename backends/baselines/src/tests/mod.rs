@@ -12,7 +12,7 @@ use e2llm_backend::{
     Backend, BackendError, BackendSpec, BuildContext, CancelFlag, Choice, Generation, ModelFiles, Options,
     Prompt, Registry, Request, Response,
 };
-use e2llm_lm::{DecoderModel, Precision};
+use e2llm_lm::{DecoderModel, LlamaConfig, Precision};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +21,17 @@ use tempfile::TempDir;
 pub(crate) fn folder(window: usize) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     tiny::decoder(folder.path(), window);
+    folder
+}
+
+/// A decoder of one layer, whose keys and values depend on nothing but their own tokens.
+pub(crate) fn shallow(window: usize) -> TempDir {
+    let folder = folder(window);
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["num_hidden_layers"] = 1.into();
+    tiny::write_json(folder.path(), "config.json", &config);
+    tiny::weights(folder.path(), &LlamaConfig::from_file(&path).unwrap().tensors());
     folder
 }
 
@@ -95,5 +106,5 @@ fn registers_all_methods() {
     let mut registry = Registry::default();
     register(&mut registry);
     let names: Vec<_> = registry.iter().map(|s| s.name).collect();
-    assert_eq!(names, ["echo", "full", "no-context", "rag", "truncate", "yarn"]);
+    assert_eq!(names, ["echo", "full", "no-context", "rag", "streaming", "truncate", "yarn"]);
 }

@@ -1,0 +1,85 @@
+//! `streaming`: the decoder reads all of the prompt, however long, and remembers its beginning and its end.
+//!
+//! Source: StreamingLLM (Xiao et al. 2023, arXiv 2309.17453) and its code. The memory keeps the keys and values of the
+//! first s positions, the attention sinks (s = 4), and of the latest W - s. Keys are kept before rotation and turned by
+//! their place in the memory, 0 to W - 1, so that no distance is beyond the window. While everything fits this is full
+//! attention.
+//! Cost: O(T W) attention, O(W) memory whatever the context's length T; each new token also turns W keys anew.
+//!
+//! Ours: the prompt is read in blocks of a quarter of the rolling part (512 at most); a block makes room for itself
+//! before it is read (as upstream's `evict_for_space`), so that its first position sees a little less than W positions.
+
+mod cache;
+#[cfg(test)]
+mod tests;
+
+use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::options::bad_option;
+use crate::prompt::Whole;
+use cache::StreamingCache;
+use e2llm_backend::{BackendError, BackendSpec, OptionSpec, Prompt};
+use e2llm_lm::{Memory, Segment};
+use std::ops::Range;
+
+const NAME: &str = "streaming";
+/// What becomes of a prompt beyond the window.
+const CUT: &str = "sinks-and-recent";
+
+/// The registry entry.
+pub fn spec() -> BackendSpec {
+    BackendSpec {
+        name: NAME,
+        description: "reads everything, remembers the first tokens and a rolling window of the latest",
+        source: "StreamingLLM, arXiv 2309.17453",
+        needs_model: true,
+        options: &[
+            OptionSpec { name: "sinks", default: "4", help: "first positions that are never forgotten" },
+            WINDOW,
+            LORA,
+        ],
+        build: |context| {
+            let sinks = context.options.parse("sinks")?.unwrap_or(4);
+            let backend = DecoderBackend::new(NAME, CUT, Streaming { sinks }, context)?;
+            if backend.window() <= sinks {
+                let what = format!("{sinks}: the window of {} has no room for more", backend.window());
+                return Err(bad_option("sinks", &what));
+            }
+            Ok(Box::new(backend))
+        },
+    }
+}
+
+struct Streaming {
+    sinks: usize,
+}
+
+/// Which of `n` positions are forgotten once all are read.
+fn evicted(n: usize, sinks: usize, window: usize) -> Range<usize> {
+    let gone = n.saturating_sub(window);
+    sinks..sinks + gone
+}
+
+/// How many positions of `a` are in `b`.
+fn shared(a: &Range<usize>, b: &Range<usize>) -> usize {
+    a.end.min(b.end).saturating_sub(a.start.max(b.start))
+}
+
+impl Method for Streaming {
+    fn prepare(
+        &mut self,
+        decoder: &Decoder,
+        prompt: &Prompt,
+        _room: usize,
+    ) -> Result<Prepared, BackendError> {
+        let whole = Whole::new(decoder, prompt)?;
+        let mut usage = whole.usage();
+        let gone = evicted(whole.ids.len(), self.sinks, decoder.window);
+        usage.context_evicted = shared(&gone, &whole.context) as u64;
+        usage.truncation = (!gone.is_empty()).then(|| CUT.to_owned());
+        Ok(Prepared::new(vec![Segment::Ids(whole.ids)], usage))
+    }
+
+    fn memory(&self, decoder: &Decoder, _expected: usize) -> Box<dyn Memory> {
+        Box::new(StreamingCache::new(self.sinks, decoder.window - self.sinks))
+    }
+}
