@@ -11,6 +11,7 @@ mod options;
 mod policy;
 mod prompt;
 pub mod rag;
+pub mod snapkv;
 pub mod streaming;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ pub fn register(registry: &mut e2llm_backend::Registry) {
     registry.register(full::spec());
     registry.register(no_context::spec());
     registry.register(rag::spec());
+    registry.register(snapkv::spec());
     registry.register(streaming::spec());
     registry.register(truncate::spec());
     registry.register(yarn::spec());
