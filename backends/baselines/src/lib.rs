@@ -6,6 +6,7 @@
 mod decoder;
 pub mod echo;
 pub mod full;
+pub mod longllmlingua;
 pub mod no_context;
 mod options;
 mod policy;
@@ -24,6 +25,7 @@ pub use e2llm_backend::{Kept, Policy};
 pub fn register(registry: &mut e2llm_backend::Registry) {
     registry.register(echo::spec());
     registry.register(full::spec());
+    registry.register(longllmlingua::spec());
     registry.register(no_context::spec());
     registry.register(rag::spec());
     registry.register(snapkv::spec());

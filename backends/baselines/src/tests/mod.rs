@@ -106,5 +106,18 @@ fn registers_all_methods() {
     let mut registry = Registry::default();
     register(&mut registry);
     let names: Vec<_> = registry.iter().map(|s| s.name).collect();
-    assert_eq!(names, ["echo", "full", "no-context", "rag", "snapkv", "streaming", "truncate", "yarn"]);
+    assert_eq!(
+        names,
+        [
+            "echo",
+            "full",
+            "longllmlingua",
+            "no-context",
+            "rag",
+            "snapkv",
+            "streaming",
+            "truncate",
+            "yarn"
+        ]
+    );
 }
