@@ -12,6 +12,7 @@ mod options;
 mod policy;
 mod prompt;
 pub mod rag;
+pub mod selfextend;
 pub mod snapkv;
 pub mod streaming;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub fn register(registry: &mut e2llm_backend::Registry) {
     registry.register(longllmlingua::spec());
     registry.register(no_context::spec());
     registry.register(rag::spec());
+    registry.register(selfextend::spec());
     registry.register(snapkv::spec());
     registry.register(streaming::spec());
     registry.register(truncate::spec());

@@ -1,6 +1,7 @@
 //! The decoder methods with a decoder of a few thousand parameters.
 
 mod full;
+mod selfextend;
 #[path = "../../../e2llm/tests/tiny/mod.rs"]
 pub(crate) mod tiny;
 mod truncate;
@@ -114,6 +115,7 @@ fn registers_all_methods() {
             "longllmlingua",
             "no-context",
             "rag",
+            "selfextend",
             "snapkv",
             "streaming",
             "truncate",
