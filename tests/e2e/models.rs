@@ -19,7 +19,9 @@ fn smoke_models_answer_in_every_backend_that_has_one() {
     if !cached() {
         return;
     }
-    for backend in ["e2llm", "truncate", "no-context"] {
+    for backend in
+        ["e2llm", "truncate", "no-context", "full", "yarn", "rag", "streaming", "snapkv", "longllmlingua"]
+    {
         let dir = tempdir().unwrap();
         let out = dir.path().join("run");
         bench(&[
@@ -42,7 +44,8 @@ fn smoke_models_answer_in_every_backend_that_has_one() {
         let tokens = |key: &str| usage[key].as_u64().unwrap_or_else(|| panic!("{backend}: {usage}"));
         assert!((1..=8).contains(&tokens("generated_tokens")), "{backend}: {usage}");
         let seen = (tokens("context_compressed") > 0, tokens("context_seen") > 0);
-        assert_eq!(seen, (backend == "e2llm", backend == "truncate"), "{backend}: {usage}");
+        let reads = !matches!(backend, "e2llm" | "no-context");
+        assert_eq!(seen, (backend == "e2llm", reads), "{backend}: {usage}");
         let run = &results(&out)["run"];
         assert!(run["parameters"].as_u64().unwrap() > 100_000_000, "{run}");
         if backend == "e2llm" && run["trained_parameters"] == 0 {
