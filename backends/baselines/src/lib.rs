@@ -9,7 +9,6 @@ pub mod full;
 pub mod longllmlingua;
 pub mod no_context;
 mod options;
-mod policy;
 mod prompt;
 pub mod rag;
 pub mod selfextend;

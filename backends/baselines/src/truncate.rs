@@ -7,12 +7,10 @@
 //! Cost: O(T) for tokenising, then that of a prompt of at most W tokens: O(W^2) attention, O(W) memory.
 
 use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::prompt::{context_range, covering};
 use e2llm_backend::{
     BackendError, BackendSpec, BuildContext, ErrorKind, Kept, OptionSpec, Policy, Prompt, Usage,
 };
-use crate::policy::{Kept, Policy};
-use crate::prompt::{context_range, covering};
-use e2llm_backend::{BackendError, BackendSpec, BuildContext, ErrorKind, OptionSpec, Prompt, Usage};
 use e2llm_lm::Segment;
 use std::ops::Range;
 
