@@ -10,6 +10,7 @@
 
 mod activation;
 mod attention;
+mod cache;
 mod checkpoint;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -27,6 +28,7 @@ mod simd;
 
 pub use activation::{gelu, silu_mul};
 pub use attention::{Mask, attention, attention_rows};
+pub use cache::{RowLengths, store_last};
 pub use checkpoint::checkpoint;
 pub use gather::gather_rows;
 pub use linear::linear;

@@ -10,6 +10,7 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
 use std::sync::{Mutex, PoisonError};
 
+use crate::cache::RowLengths;
 use crate::element::{Element, Real, for_dtype, storage};
 use crate::host;
 use crate::rope::dense;
@@ -26,6 +27,8 @@ pub enum Mask<'a> {
     },
     /// Batch row `b` has `lengths[b]` valid keys, the rest is padding.
     Keys(&'a [usize]),
+    /// As `Keys`, with lengths that are on the device already.
+    Rows(&'a RowLengths),
     /// Both: query row `i` of batch row `b` sees keys `0..=i` that are below `lengths[b]`.
     CausalKeys(&'a [usize]),
 }
@@ -70,6 +73,7 @@ fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Ten
         Mask::None => (None, None),
         Mask::Causal { offset } => (None, Some(offset)),
         Mask::Keys(lengths) => (Some(lengths), None),
+        Mask::Rows(lengths) => (Some(lengths.rows()), None),
         Mask::CausalKeys(lengths) => (Some(lengths), Some(0)),
     };
     if let Some(lengths) = lengths
@@ -83,7 +87,11 @@ fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Ten
         return Ok(o);
     }
     #[cfg(feature = "cuda")]
-    let on_device = upload(&lengths, tk, q.device())?;
+    let on_device = match mask {
+        Mask::Rows(lengths) => lengths.device.clone(),
+        _ if lengths.iter().all(|&l| l == tk) => None,
+        _ => upload(&lengths, q.device())?,
+    };
     let visible = Visible { lengths, offset };
     let size = Size { b, h, hkv, tq, tk, d };
     let tracked = q.track_op() || k.track_op() || v.track_op();
@@ -99,10 +107,10 @@ fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Ten
     dense(q)?.apply_op3(&dense(k)?, &dense(v)?, op)
 }
 
-/// The key lengths as the kernels read them, on a GPU and unless all keys are valid.
+/// The key lengths as the kernels read them, on a GPU.
 #[cfg(feature = "cuda")]
-fn upload(lengths: &[usize], tk: usize, device: &candle_core::Device) -> Result<Option<Tensor>> {
-    if !device.is_cuda() || lengths.iter().all(|&l| l == tk) {
+pub(crate) fn upload(lengths: &[usize], device: &candle_core::Device) -> Result<Option<Tensor>> {
+    if !device.is_cuda() {
         return Ok(None);
     }
     let lengths: Vec<u32> = lengths.iter().map(|&l| u32::try_from(l).unwrap_or(u32::MAX)).collect();

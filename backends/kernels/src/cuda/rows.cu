@@ -191,6 +191,21 @@ __device__ void rope(const T* x, const float* cos, const float* sin, T* y, i64 s
 FOR_TYPES(rope, ARGS, (x, cos, sin, y, sb, sh, st, rows, h, t, d, sign))
 #undef ARGS
 
+// ---- the new position of each row of a cache [b, h, room, d], its last one; x is a strided [b, h, 1, d] ----
+
+template <class T>
+__device__ void store_last(T* cache, const T* x, const u32* lengths, i64 sb, i64 sh, i64 n, int h, int room, int d) {
+  for (i64 i = thread_index(); i < n; i += thread_count()) {
+    i64 row = i / d, b = row / h;
+    int c = (int)(i % d), head = (int)(row % h);
+    cache[(row * room + lengths[b] - 1) * d + c] = x[b * sb + head * sh + c];
+  }
+}
+
+#define ARGS(T) (T* cache, const T* x, const u32* lengths, i64 sb, i64 sh, i64 n, int h, int room, int d)
+FOR_TYPES(store_last, ARGS, (cache, x, lengths, sb, sh, n, h, room, d))
+#undef ARGS
+
 // ---- element-wise: packs, then the rest one by one ----
 
 template <int V, class F> __device__ __forceinline__ void each(i64 first, i64 n, F f) {

@@ -1,12 +1,13 @@
 //! Norms, rotary embedding, activations, and bias.
 
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
-use candle_core::{CudaStorage, Layout, Result, Tensor, backend::BackendStorage};
+use candle_core::{CudaStorage, Layout, Result, Tensor, backend::BackendStorage, bail};
 
 use super::{
     GpuElement, Module, alloc, for_gpu_dtype, gpu, grid, int, kernel, launch, over, storage, strided, tensor,
     view,
 };
+use crate::cache::RowLengths;
 
 const ROWS: Module = Module { name: "rows", source: include_str!("rows.cu") };
 /// Stands for an argument that is not there.
@@ -119,6 +120,30 @@ fn rope_of<T: GpuElement>(x: Input, cos: &Tensor, sin: &Tensor, inverse: bool) -
     args.arg(&rows).arg(&heads).arg(&times).arg(&width).arg(&sign);
     launch(&mut args, over(b * h * t * d / 8))?;
     Ok(storage(y, dev))
+}
+
+/// The new positions of rows of different lengths into their cache.
+pub(crate) fn store_last(
+    (cache, cl): (&mut CudaStorage, &Layout),
+    x: Input,
+    lengths: &RowLengths,
+) -> Result<()> {
+    for_gpu_dtype!("store_last", x.0.dtype(), T => {
+        let (dev, (b, h, room, d)) = (x.0.device(), cl.shape().dims4()?);
+        let (Some((start, end)), Some(lengths)) = (cl.contiguous_offsets(), &lengths.device) else {
+            bail!("store_last: a cache that is not contiguous, or lengths of another device");
+        };
+        let (ls, ll) = lengths.storage_and_layout();
+        let (lengths, xs) = (view::<u32>(gpu(&ls)?, ll)?, strided::<T>(x.0, x.1)?);
+        let [sb, sh] = [0, 1].map(|i| x.1.stride()[i] as i64);
+        let mut to = cache.as_cuda_slice_mut::<T>()?.slice_mut(start..end);
+        let (count, heads, room, width) = ((b * h * d) as i64, int(h)?, int(room)?, int(d)?);
+        let f = kernel::<T>(dev, ROWS, "store_last")?;
+        let mut args = f.builder();
+        args.arg(&mut to).arg(&xs).arg(&lengths).arg(&sb).arg(&sh).arg(&count);
+        args.arg(&heads).arg(&room).arg(&width);
+        launch(&mut args, over(b * h * d))
+    })
 }
 
 /// `gate * sigmoid(gate) * up`.

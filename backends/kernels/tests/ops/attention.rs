@@ -1,7 +1,7 @@
 //! Attention against the composed softmax form.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use e2llm_kernels::{Mask, attention, attention_rows};
+use e2llm_kernels::{Mask, RowLengths, attention, attention_rows, store_last};
 
 use crate::{check_forward, check_gradients, check_gradients_in, difference, randn, values};
 
@@ -11,6 +11,7 @@ fn visible(mask: Mask, b: usize, i: usize, tk: usize) -> usize {
         Mask::None => tk,
         Mask::Causal { offset } => tk.min(offset + i + 1),
         Mask::Keys(lengths) => lengths[b],
+        Mask::Rows(lengths) => lengths.rows()[b],
         Mask::CausalKeys(lengths) => lengths[b].min(i + 1),
     }
 }
@@ -123,6 +124,45 @@ fn a_narrowed_cache_is_read_in_place() {
         let got = attention(&q, &k, &v, mask, scale).unwrap();
         assert!(difference(&got, &composed(&[q, k, v], mask, scale).unwrap()) < 1e-12);
         assert!(got.transpose(1, 2).unwrap().is_contiguous());
+    }
+}
+
+#[test]
+fn rows_of_different_lengths_are_decoded_side_by_side() {
+    let (b, h, hkv, room, d) = (3, 6, 2, 9, 8);
+    let lengths = RowLengths::new(vec![9, 1, 4], &Device::Cpu).unwrap();
+    assert_eq!(lengths.longest(), 9);
+    for dtype in [DType::F64, DType::F32, DType::BF16] {
+        let cast = |t: Tensor| t.to_dtype(dtype).unwrap();
+        // The first rows of a larger cache, filled up to the new position; what is behind it must not be seen.
+        let cache = || {
+            let rest = (randn(&[b + 1, hkv, room, d]) * f64::NAN).unwrap();
+            let all = cast(rest);
+            for (row, n) in lengths.rows().iter().enumerate().filter(|(_, n)| **n > 1) {
+                all.narrow(0, row, 1).unwrap().slice_set(&cast(randn(&[1, hkv, n - 1, d])), 2, 0).unwrap();
+            }
+            all.narrow(0, 0, b).unwrap()
+        };
+        let (keys, values) = (cache(), cache());
+        let new = || cast(randn(&[1, b, hkv, d])).permute((1, 2, 0, 3)).unwrap();
+        let (k, v, q) = (new(), new(), cast(randn(&[b, h, 1, d])));
+        store_last(&keys, &k, &lengths).unwrap();
+        store_last(&values, &v, &lengths).unwrap();
+        let got = attention(&q, &keys, &values, Mask::Rows(&lengths), 0.4).unwrap();
+        for (row, &n) in lengths.rows().iter().enumerate() {
+            let part = |t: &Tensor| t.narrow(0, row, 1).unwrap().narrow(2, 0, n).unwrap();
+            let alone = [q.narrow(0, row, 1).unwrap(), part(&keys), part(&values)];
+            let last = |t: &Tensor| t.narrow(2, n - 1, 1).unwrap();
+            assert_eq!(difference(&last(&alone[1]), &k.narrow(0, row, 1).unwrap()), 0.);
+            let alone = alone.map(|t| t.to_dtype(DType::F64).unwrap());
+            let e = difference(&got.narrow(0, row, 1).unwrap(), &composed(&alone, Mask::None, 0.4).unwrap());
+            assert!(e < if dtype == DType::BF16 { 2e-2 } else { 5e-6 }, "row {row} {dtype:?}: {e:.1e}");
+        }
+    }
+    let cache = randn(&[1, 1, 4, 2]);
+    for (length, x) in [(0, [1, 1, 1, 2]), (5, [1, 1, 1, 2]), (2, [1, 1, 2, 2]), (2, [1, 2, 1, 2])] {
+        let lengths = RowLengths::new(vec![length], &Device::Cpu).unwrap();
+        assert!(store_last(&cache, &randn(&x), &lengths).is_err(), "{length} {x:?}");
     }
 }
 
