@@ -4,10 +4,11 @@ use e2llm_backend::{
     Backend, BackendError, BackendInfo, BuildContext, CancelFlag, Choice, ErrorKind, Fingerprint, OptionSpec,
     Prompt, Request, Response, TokenCounter, Usage,
 };
+use e2llm_lm::Prepared as Ready;
 use e2llm_lm::{
     DecoderFiles, DecoderModel, Generation, KvCache, LlamaConfig, Memory, Message, PeftAdapter, Precision,
-    Segment, Tokenizer, continuation_ids, generate_with, open_device, prompt_len, score_continuations_with,
-    token_counter,
+    Segment, Tokenizer, answer_batch, continuation_ids, generate_with, open_device, prompt_len,
+    score_continuations_with, token_counter,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -46,6 +47,12 @@ pub(crate) trait Method: Send {
 
     /// The prompt, with `room` positions of the window left for the answer.
     fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError>;
+
+    /// Whether the decoder remembers in a way of the method's own. Requests are answered one after another then, and
+    /// side by side where not.
+    fn remembers(&self) -> bool {
+        false
+    }
 
     /// What the decoder remembers with, for a prompt and answer of `expected` positions.
     fn memory(&self, _decoder: &Decoder, expected: usize) -> Box<dyn Memory> {
@@ -194,29 +201,39 @@ impl<M: Method> DecoderBackend<M> {
         self.decoder.window
     }
 
-    fn answer(&mut self, request: &Request) -> Result<Response, BackendError> {
+    fn prepare(&mut self, request: &Request) -> Result<(Ready, Option<Finishing>), BackendError> {
         let start = Instant::now();
         self.decoder.cancel.check()?;
         let room = request.generation.max_new_tokens;
-        let prepared = self.method.prepare(&self.decoder, &request.prompt, room)?;
-        let before = start.elapsed();
-        let (decoder, segments) = (&self.decoder, &prepared.segments);
-        let mut memory = self.method.memory(decoder, prompt_len(segments) + room);
+        let Prepared { segments, usage, finish } =
+            self.method.prepare(&self.decoder, &request.prompt, room)?;
+        Ok((Ready { segments, usage, time: start.elapsed() }, finish))
+    }
+
+    /// Answers one request through the method's own memory.
+    fn answer(&mut self, request: &Request) -> Result<Response, BackendError> {
+        let (ready, finish) = self.prepare(request)?;
+        let decoder = &self.decoder;
+        let expected = prompt_len(&ready.segments) + request.generation.max_new_tokens;
+        let mut memory = self.method.memory(decoder, expected);
         let generated = generate_with(
             &mut *memory,
             &decoder.model.llama,
             Some(&decoder.tokenizer),
             &decoder.model.eos_ids,
-            segments,
+            &ready.segments,
             &Generation::of(request),
             &|| decoder.cancel.is_cancelled(),
         )?;
-        let mut response = generated.into_response(prepared.usage, before);
-        if let Some(finish) = prepared.finish {
-            response.text = finish(&response.text)?;
-        }
-        Ok(response)
+        finished(generated.into_response(ready.usage, ready.time), finish)
     }
+}
+
+fn finished(mut response: Response, finish: Option<Finishing>) -> Result<Response, BackendError> {
+    if let Some(finish) = finish {
+        response.text = finish(&response.text)?;
+    }
+    Ok(response)
 }
 
 /// The adapter asked for; its files are hashed.
@@ -238,7 +255,22 @@ impl<M: Method> Backend for DecoderBackend<M> {
     }
 
     fn generate(&mut self, batch: &[Request]) -> Vec<Result<Response, BackendError>> {
-        batch.iter().map(|request| self.answer(request)).collect()
+        if self.method.remembers() {
+            return batch.iter().map(|request| self.answer(request)).collect();
+        }
+        let (mut prompts, mut finishes) = (Vec::new(), Vec::new());
+        for request in batch {
+            let (prompt, finish) = match self.prepare(request) {
+                Ok((ready, finish)) => (Ok(ready), finish),
+                Err(e) => (Err(e), None),
+            };
+            prompts.push(prompt);
+            finishes.push(finish);
+        }
+        let Decoder { model, tokenizer, cancel, .. } = &self.decoder;
+        let cancelled = || cancel.is_cancelled();
+        let answers = answer_batch(&model.llama, tokenizer, &model.eos_ids, batch, prompts, &cancelled);
+        answers.into_iter().zip(finishes).map(|(answer, finish)| finished(answer?, finish)).collect()
     }
 
     fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {

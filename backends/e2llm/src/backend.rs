@@ -16,7 +16,7 @@ use e2llm_backend::{
     Fingerprint, OptionSpec, Options, Prompt, Request, Response, TokenCounter, Usage,
 };
 use e2llm_lm::{
-    Generation, LmError, Precision, Segment, Tokenizer, Weights, open_device, score_continuations,
+    LmError, Precision, Segment, Tokenizer, Weights, answer_batch, open_device, score_continuations,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -223,21 +223,16 @@ impl E2llmBackend {
         Err(BackendError::new(ErrorKind::ContextTooLong, message))
     }
 
-    fn answer(&mut self, request: &Request) -> Result<Response, BackendError> {
+    /// A request's prompt; `alone` says that nothing else is waited for at the same time.
+    fn timed(&mut self, request: &Request, alone: bool) -> Result<e2llm_lm::Prepared, BackendError> {
         let start = Instant::now();
         self.cancel.check()?;
         let Prepared { segments, usage } = self.prepare(request, request.generation.max_new_tokens)?;
-        let before = start.elapsed();
-        let cancelled = || self.cancel.is_cancelled();
-        let generated = e2llm_lm::generate(
-            self.model.decoder(),
-            Some(&self.tokenizer),
-            &self.eos_ids,
-            &segments,
-            &Generation::of(request),
-            &cancelled,
-        )?;
-        Ok(generated.into_response(usage, before))
+        if !alone {
+            // An accelerator still works on it, and the next one would wait in its time.
+            self.model.decoder().device().synchronize().map_err(LmError::from)?;
+        }
+        Ok(e2llm_lm::Prepared { segments, usage, time: start.elapsed() })
     }
 }
 
@@ -247,7 +242,9 @@ impl Backend for E2llmBackend {
     }
 
     fn generate(&mut self, batch: &[Request]) -> Vec<Result<Response, BackendError>> {
-        batch.iter().map(|request| self.answer(request)).collect()
+        let prompts = batch.iter().map(|request| self.timed(request, batch.len() == 1)).collect();
+        let cancelled = || self.cancel.is_cancelled();
+        answer_batch(self.model.decoder(), &self.tokenizer, &self.eos_ids, batch, prompts, &cancelled)
     }
 
     fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {

@@ -8,7 +8,7 @@ use e2llm::checkpoint::{BaseModel, BaseModels, save};
 use e2llm::{AdapterKind, E2llmConfig, PromptIds, PromptStyle, backend, initial_tensors};
 use e2llm_backend::{
     Backend, BackendError, BuildContext, CancelFlag, ErrorKind, Generation, ModelFiles, Options, Prompt,
-    Request, Response,
+    Request, Response, Usage,
 };
 use e2llm_lm::{BertConfig, LlamaConfig, LoraConfig, TensorSpec, Tokenizer};
 use std::collections::BTreeMap;
@@ -173,6 +173,36 @@ fn too_many_soft_tokens_are_a_clear_error_and_fail_alone() {
     let mut greedy = request("short.", "?");
     greedy.generation.max_new_tokens = 1000;
     assert_eq!(answer(&mut backend, &greedy).unwrap_err().kind, ErrorKind::ContextTooLong);
+}
+
+#[test]
+fn a_batch_is_answered_as_its_requests_are() {
+    let models = models();
+    let options = [("adapter", "mean"), ("soft_tokens_per_chunk", "3")];
+    let mut requests: Vec<_> = (0..5).map(|i| request(&text(1 + 3 * i), &format!("Question {i}?"))).collect();
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.generation.max_new_tokens = 3 + 9 * i;
+        request.generation.temperature = if i == 2 { 1.0 } else { 0.0 };
+    }
+    requests[3].prompt.context = String::new();
+    requests[1].prompt.instruction = String::new();
+    requests[1].prompt.context = String::new();
+    let mut alone = untrained(&models, &options);
+    let together = untrained(&models, &options).generate(&requests);
+    assert_eq!(together.len(), 5);
+    for (i, (batched, request)) in together.into_iter().zip(&requests).enumerate() {
+        match (batched, answer(&mut alone, request)) {
+            (Ok(a), Ok(b)) => {
+                assert_eq!((&a.text, a.finish), (&b.text, b.finish), "{i}");
+                assert!(a.usage.time_to_first_token > 0.0 && a.usage.decode_time > 0.0);
+                let without_times =
+                    |u: &Usage| Usage { time_to_first_token: 0.0, decode_time: 0.0, ..u.clone() };
+                assert_eq!(without_times(&a.usage), without_times(&b.usage), "{i}");
+            }
+            (Err(a), Err(b)) => assert_eq!((i, a), (1, b)),
+            (a, b) => panic!("{i}: {a:?} {b:?}"),
+        }
+    }
 }
 
 #[test]

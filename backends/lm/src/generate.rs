@@ -1,7 +1,7 @@
 //! Answering a prompt token by token.
 
 use crate::{KvCache, Llama, LmError, Memory, Result, Segment, TextStream, Tokenizer, prefill, prompt_len};
-use candle_core::{IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use std::time::{Duration, Instant};
 
@@ -48,9 +48,9 @@ pub struct Generated {
     pub finish: Finish,
     /// Positions of the prompt.
     pub prompt_tokens: usize,
-    /// From the call to the first token.
+    /// From the call to the first token; in a batch, of its own prompt only.
     pub time_to_first_token: Duration,
-    /// From the first token to the last.
+    /// From the first token to the last; in a batch, of the passes it took part in.
     pub decode_time: Duration,
 }
 
@@ -87,47 +87,113 @@ pub fn generate_with(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Generated> {
     let start = Instant::now();
-    let mut sampler = LogitsProcessor::from_sampling(settings.seed, settings.sampling()?);
-    if tokenizer.is_none() && !settings.stop.is_empty() {
-        return Err(LmError::Input("stop strings need a tokenizer".to_owned()));
-    }
-    let mut text = tokenizer.map(|t| TextStream::new(t, &settings.stop));
+    let mut writer = Writer::new(tokenizer, eos_ids, settings)?;
     let prompt_tokens = prompt_len(prompt);
-    let mut ids = Vec::new();
-    let mut finish = Finish::Length;
     let mut first: Option<Instant> = None;
     let mut hidden = prefill(llama, prompt, memory, cancelled)?;
-    while ids.len() < settings.max_new_tokens {
+    while !writer.has_ended() {
         if cancelled() {
             return Err(LmError::Cancelled);
         }
-        let next = pick(&mut sampler, &llama.logits(&hidden)?)?;
+        let logits = llama.logits(&hidden)?.i((0, 0))?.to_dtype(DType::F32)?;
+        let next = writer.choose(&logits)?;
         first.get_or_insert_with(Instant::now);
-        if eos_ids.contains(&next) {
-            finish = Finish::Eos;
-            break;
-        }
-        ids.push(next);
-        if let Some(text) = &mut text
-            && text.push(next)?
-        {
-            finish = Finish::Stop;
-            break;
-        }
-        if ids.len() < settings.max_new_tokens {
+        writer.push(next)?;
+        if !writer.has_ended() {
             hidden = llama.forward_hidden(&llama.embed(&[next])?, None, Some(&mut *memory))?;
         }
     }
     let first = first.unwrap_or_else(Instant::now);
-    let (text, stopped) = text.map_or(Ok((String::new(), false)), TextStream::finish)?;
-    Ok(Generated {
-        ids,
-        text,
-        finish: if stopped { Finish::Stop } else { finish },
-        prompt_tokens,
-        time_to_first_token: first - start,
-        decode_time: first.elapsed(),
-    })
+    writer.finish(prompt_tokens, first - start, first.elapsed())
+}
+
+/// An answer while it is written.
+pub(crate) struct Writer<'a> {
+    sampler: LogitsProcessor,
+    greedy: bool,
+    text: Option<TextStream<'a>>,
+    eos_ids: &'a [u32],
+    max_new_tokens: usize,
+    ids: Vec<u32>,
+    end: Option<Finish>,
+}
+
+impl<'a> Writer<'a> {
+    pub(crate) fn new(
+        tokenizer: Option<&'a Tokenizer>,
+        eos_ids: &'a [u32],
+        settings: &'a Generation,
+    ) -> Result<Self> {
+        if tokenizer.is_none() && !settings.stop.is_empty() {
+            return Err(LmError::Input("stop strings need a tokenizer".to_owned()));
+        }
+        let sampling = settings.sampling()?;
+        Ok(Self {
+            greedy: matches!(sampling, Sampling::ArgMax),
+            sampler: LogitsProcessor::from_sampling(settings.seed, sampling),
+            text: tokenizer.map(|t| TextStream::new(t, &settings.stop)),
+            eos_ids,
+            max_new_tokens: settings.max_new_tokens,
+            ids: Vec::new(),
+            end: (settings.max_new_tokens == 0).then_some(Finish::Length),
+        })
+    }
+
+    /// Whether always the likeliest token is chosen.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.greedy
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// The last token; the next one is chosen behind it.
+    pub(crate) fn last(&self) -> u32 {
+        self.ids.last().copied().unwrap_or_default()
+    }
+
+    /// Chooses the next token by float32 logits `[V]`.
+    pub(crate) fn choose(&mut self, logits: &Tensor) -> Result<u32> {
+        let id = self.sampler.sample(logits)?;
+        finite(id, logits.i(id as usize)?.to_scalar::<f32>()?)
+    }
+
+    /// Takes the next token, which may end the answer.
+    pub(crate) fn push(&mut self, id: u32) -> Result<()> {
+        if self.eos_ids.contains(&id) {
+            self.end = Some(Finish::Eos);
+            return Ok(());
+        }
+        self.ids.push(id);
+        if let Some(text) = &mut self.text
+            && text.push(id)?
+        {
+            self.end = Some(Finish::Stop);
+        } else if self.ids.len() >= self.max_new_tokens {
+            self.end = Some(Finish::Length);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(
+        self,
+        prompt_tokens: usize,
+        time_to_first_token: Duration,
+        decode_time: Duration,
+    ) -> Result<Generated> {
+        let (text, stopped) = self.text.map_or(Ok((String::new(), false)), TextStream::finish)?;
+        let finish = if stopped { Finish::Stop } else { self.end.unwrap_or(Finish::Length) };
+        Ok(Generated { ids: self.ids, text, finish, prompt_tokens, time_to_first_token, decode_time })
+    }
+}
+
+/// A token, if its logit is a number: a model that overflowed would go on writing its first token.
+pub(crate) fn finite(id: u32, logit: f32) -> Result<u32> {
+    if logit.is_finite() {
+        return Ok(id);
+    }
+    Err(LmError::Input("the decoder's logits are not finite".to_owned()))
 }
 
 impl Generation {
@@ -145,15 +211,4 @@ impl Generation {
             _ => Sampling::TopP { p, temperature },
         })
     }
-}
-
-/// The next token by the logits `[1, 1, V]` of the last position.
-fn pick(sampler: &mut LogitsProcessor, logits: &Tensor) -> Result<u32> {
-    let logits = logits.i((0, 0))?.to_dtype(candle_core::DType::F32)?;
-    let id = sampler.sample(&logits)?;
-    // A model that overflowed would go on writing its first token.
-    if !logits.i(id as usize)?.to_scalar::<f32>()?.is_finite() {
-        return Err(LmError::Input("the decoder's logits are not finite".to_owned()));
-    }
-    Ok(id)
 }

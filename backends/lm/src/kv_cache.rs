@@ -26,6 +26,12 @@ impl KvCache {
         Self { layers: Vec::new(), len: 0, expected }
     }
 
+    /// An empty memory in given keys and values of each layer, `[B, Hkv, room, d]`, which are written in place while
+    /// their room lasts.
+    pub(crate) fn over(layers: Vec<(Tensor, Tensor)>, expected: usize) -> Self {
+        Self { layers: layers.into_iter().map(Some).collect(), len: 0, expected }
+    }
+
     /// Positions read so far; the next one's index.
     pub fn offset(&self) -> usize {
         self.len

@@ -5,8 +5,10 @@
 //! - Files: [`Weights`] reads HF folders, safetensors and GGUF, checked against the configuration before
 //!   anything is allocated; [`DecoderFiles`] and [`EncoderFiles`] find a model's parts.
 //! - Text: [`Tokenizer`], [`ChatTemplate`].
-//! - Running: [`DecoderModel`], [`generate`], [`score_continuations`].
+//! - Running: [`DecoderModel`], [`generate`], [`generate_batch`], [`score_continuations`].
 
+mod batch;
+mod batch_cache;
 mod bert;
 mod chat;
 mod clock;
@@ -37,6 +39,7 @@ mod text_stream;
 mod tokenizer;
 mod weights;
 
+pub use batch::{Ask, generate_batch};
 pub use bert::BertEncoder;
 pub use chat::{ChatTemplate, Message};
 pub use config::{BertConfig, LlamaConfig, TensorSpec};
@@ -54,7 +57,7 @@ pub use params::Params;
 pub use peft::{PeftAdapter, PeftTask};
 pub use prefill::{PREFILL_BLOCK, Segment, prefill, prompt_len};
 pub use reader::{Bookmark, Reader};
-pub use requests::{continuation_ids, open_device, token_counter};
+pub use requests::{Prepared, answer_batch, continuation_ids, open_device, token_counter};
 pub use rope::{Rope, RopeScaling};
 pub use score::{score_continuations, score_continuations_with, token_log_probs};
 pub use sentence::{Pooling, SentenceEncoder, SentenceSettings};

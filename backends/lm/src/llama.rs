@@ -3,6 +3,7 @@
 //! candle-transformers' quantised Llama takes token ids only and neither it nor the dense one can be trained, so
 //! both forms are here, over the same [`Linear`].
 
+use crate::batch_cache::BatchCache;
 use crate::config::{LinearSpec, LlamaConfig, TensorSpec};
 use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
@@ -170,6 +171,14 @@ impl Layer {
                 e2llm_kernels::attention(&q, &k, &heads.v, mask, heads.scale()?)?
             }
             Attend::Through { memory, layer, rope } => memory.attend(layer, &heads, rope)?,
+            Attend::Rows { cos, sin, cache, layer } => {
+                // The positions are of different sequences: from here on they are rows.
+                let rows = |t: &Tensor| t.transpose(0, 2);
+                let q = rows(&e2llm_kernels::rope(&heads.q, cos, sin)?)?;
+                let k = rows(&e2llm_kernels::rope(&heads.k, cos, sin)?)?;
+                let (k, v, lengths) = cache.append(layer, &k, &rows(&heads.v)?)?;
+                rows(&e2llm_kernels::attention(&q, &k, &v, Mask::Rows(lengths), heads.scale()?)?)?
+            }
         };
         let o = o.transpose(1, 2)?.reshape((b, t, ()))?;
         let x = add(x, &self.o.forward(&o)?)?;
@@ -185,6 +194,8 @@ enum Attend<'a> {
     Block { cos: &'a Tensor, sin: &'a Tensor, mask: Mask<'a> },
     /// Each other and what is remembered.
     Through { memory: &'a mut dyn Memory, layer: usize, rope: &'a Rope },
+    /// Each the sequence of its own that it is the next position of.
+    Rows { cos: &'a Tensor, sin: &'a Tensor, cache: &'a BatchCache, layer: usize },
 }
 
 /// A decoder of the Llama family.
@@ -310,6 +321,18 @@ impl Llama {
                 };
             }
         }
+        e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    /// Last hidden states of the next position of every row of `cache`: `[1, B, D]` to `[1, B, D]`.
+    pub(crate) fn forward_rows(&self, x: &Tensor, cache: &mut BatchCache) -> candle_core::Result<Tensor> {
+        let (cos, sin) = self.rope.rows(&cache.positions(), &cache.expected())?;
+        cache.begin()?;
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, Attend::Rows { cos: &cos, sin: &sin, cache, layer: i })?;
+        }
+        cache.advance();
         e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
 

@@ -1,6 +1,6 @@
 //! Between this crate's terms and those of the `Backend` trait.
 
-use crate::{Finish, Generated, Generation, LmError, Result, Tokenizer};
+use crate::{Ask, Finish, Generated, Generation, Llama, LmError, Result, Segment, Tokenizer, generate_batch};
 use candle_core::Device;
 use e2llm_backend::{BackendError, ErrorKind, FinishReason, Request, Response, TokenCounter, Usage};
 use std::sync::Arc;
@@ -51,6 +51,43 @@ impl Generated {
         };
         Response { text: self.text, finish: self.finish.into(), usage }
     }
+}
+
+/// A request's prompt as the decoder reads it.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The prompt.
+    pub segments: Vec<Segment>,
+    /// What became of the request's context.
+    pub usage: Usage,
+    /// How long that took.
+    pub time: Duration,
+}
+
+/// Answers requests side by side, each with the prompt that was made of it. Those without one have failed already, and
+/// alone.
+pub fn answer_batch(
+    llama: &Llama,
+    tokenizer: &Tokenizer,
+    eos_ids: &[u32],
+    requests: &[Request],
+    prompts: Vec<std::result::Result<Prepared, BackendError>>,
+    cancelled: &dyn Fn() -> bool,
+) -> Vec<std::result::Result<Response, BackendError>> {
+    let settings: Vec<_> = requests.iter().map(Generation::of).collect();
+    let ready = prompts
+        .iter()
+        .zip(&settings)
+        .filter_map(|(prompt, settings)| prompt.as_ref().ok().map(|p| Ask { prompt: &p.segments, settings }));
+    let asks: Vec<_> = ready.collect();
+    let mut answers = generate_batch(llama, Some(tokenizer), eos_ids, &asks, cancelled).into_iter();
+    let unanswered = || LmError::Input("a prompt was left unanswered".to_owned());
+    let answer = |prompt: std::result::Result<Prepared, BackendError>| {
+        let Prepared { usage, time, .. } = prompt?;
+        let answer = answers.next().unwrap_or_else(|| Err(unanswered()))?;
+        Ok(answer.into_response(usage, time))
+    };
+    prompts.into_iter().map(answer).collect()
 }
 
 /// The device a backend was asked to run on.

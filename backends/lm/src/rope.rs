@@ -266,10 +266,7 @@ impl Rope {
         len: usize,
         sequence: usize,
     ) -> candle_core::Result<(Tensor, Tensor)> {
-        let positions = match &self.scaling {
-            RopeScaling::Dynamic { window, .. } => sequence.max(offset + len).max(*window),
-            _ => 0,
-        };
+        let positions = self.base_positions(offset + len, sequence);
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |t: &Tables| t.positions == positions && t.cos.dims()[0] >= offset + len;
         if !tables.as_ref().is_some_and(fits) {
@@ -282,28 +279,71 @@ impl Rope {
         }
     }
 
-    fn make(&self, rows: usize, positions: usize) -> candle_core::Result<Tables> {
-        let frequencies = self.scaling.inverse_frequencies(self.theta, self.head_dim, positions);
+    /// cos and sin of single positions of several sequences, `[n, d / 2]`: what [`Rope::tables`] has for each
+    /// `positions[i]` of a sequence that is expected to have `sequences[i]` positions.
+    ///
+    /// # Errors
+    /// Any of making the tables.
+    pub(crate) fn rows(
+        &self,
+        positions: &[usize],
+        sequences: &[usize],
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let mut known: Option<(usize, Vec<f64>)> = None;
+        for (&position, &sequence) in positions.iter().zip(sequences) {
+            let base = self.base_positions(position + 1, sequence);
+            let frequencies = match known.take() {
+                Some((same, frequencies)) if same == base => frequencies,
+                _ => self.frequencies(base),
+            };
+            self.angles(position, &frequencies, &mut cos, &mut sin);
+            known = Some((base, frequencies));
+        }
+        let shape = (positions.len(), self.head_dim / 2);
+        Ok((self.table(cos, shape)?, self.table(sin, shape)?))
+    }
+
+    /// Positions that decide the frequencies, of a sequence read up to `end`.
+    fn base_positions(&self, end: usize, sequence: usize) -> usize {
+        match &self.scaling {
+            RopeScaling::Dynamic { window, .. } => sequence.max(end).max(*window),
+            _ => 0,
+        }
+    }
+
+    fn frequencies(&self, positions: usize) -> Vec<f64> {
+        self.scaling.inverse_frequencies(self.theta, self.head_dim, positions)
+    }
+
+    /// Adds cos and sin of a position.
+    fn angles(&self, position: usize, frequencies: &[f64], cos: &mut Vec<f64>, sin: &mut Vec<f64>) {
         let factor = self.scaling.attention_factor();
+        for f in frequencies {
+            // Everyone else computes angles in float32, except where the whole model is float64.
+            let angle = if self.dtype == DType::F64 {
+                position as f64 * f
+            } else {
+                f64::from(position as f32 * *f as f32)
+            };
+            cos.push(angle.cos() * factor);
+            sin.push(angle.sin() * factor);
+        }
+    }
+
+    fn make(&self, rows: usize, positions: usize) -> candle_core::Result<Tables> {
+        let frequencies = self.frequencies(positions);
         let shape = (rows, frequencies.len());
         let mut cos = Vec::with_capacity(rows * frequencies.len());
         let mut sin = Vec::with_capacity(rows * frequencies.len());
         for position in 0..rows {
-            for f in &frequencies {
-                // Everyone else computes angles in float32, except where the whole model is float64.
-                let angle = if self.dtype == DType::F64 {
-                    position as f64 * f
-                } else {
-                    f64::from(position as f32 * *f as f32)
-                };
-                cos.push(angle.cos() * factor);
-                sin.push(angle.sin() * factor);
-            }
+            self.angles(position, &frequencies, &mut cos, &mut sin);
         }
-        let tensor = |v: Vec<f64>| {
-            Tensor::from_vec(v, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)
-        };
-        Ok(Tables { positions, cos: tensor(cos)?, sin: tensor(sin)? })
+        Ok(Tables { positions, cos: self.table(cos, shape)?, sin: self.table(sin, shape)? })
+    }
+
+    fn table(&self, values: Vec<f64>, shape: (usize, usize)) -> candle_core::Result<Tensor> {
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)
     }
 }
 
@@ -326,6 +366,23 @@ mod tests {
         rope.tables(5000, 10, 0).unwrap();
         let (late, _) = rope.tables(3, 5, 0).unwrap();
         assert_eq!(early.to_vec2::<f32>().unwrap(), late.to_vec2::<f32>().unwrap());
+    }
+
+    #[test]
+    fn single_positions_are_those_of_the_tables() {
+        let dynamic = RopeScaling::Dynamic { factor: 4.0, window: 20 };
+        for scaling in [RopeScaling::None, RopeScaling::yarn(2.0, 64), dynamic] {
+            let rope = Rope::new(1e4, 8, scaling, DType::F32, &Device::Cpu).unwrap();
+            let (positions, sequences) = ([3, 700, 30, 19], [10, 5, 50, 0]);
+            let (cos, sin) = rope.rows(&positions, &sequences).unwrap();
+            for (i, (&at, &sequence)) in positions.iter().zip(&sequences).enumerate() {
+                let (c, s) = rope.tables(at, 1, sequence).unwrap();
+                for (rows, table) in [(&cos, c), (&sin, s)] {
+                    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    assert_eq!(values(&rows.narrow(0, i, 1).unwrap()), values(&table));
+                }
+            }
+        }
     }
 
     #[test]

@@ -66,6 +66,10 @@ impl Method for SelfExtend {
         Whole::new(decoder, prompt)?.within_window(decoder, room)
     }
 
+    fn remembers(&self) -> bool {
+        true
+    }
+
     fn memory(&self, _decoder: &Decoder, expected: usize) -> Box<dyn Memory> {
         Box::new(SelfExtendCache::new(self.group, self.neighbours, expected))
     }

@@ -80,6 +80,10 @@ impl Method for SnapKv {
         Ok(prepared)
     }
 
+    fn remembers(&self) -> bool {
+        true
+    }
+
     fn memory(&self, _decoder: &Decoder, expected: usize) -> Box<dyn Memory> {
         Box::new(SnapKvCache::new(self.0, expected))
     }

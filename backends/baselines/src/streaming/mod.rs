@@ -79,6 +79,10 @@ impl Method for Streaming {
         Ok(Prepared::new(vec![Segment::Ids(whole.ids)], usage))
     }
 
+    fn remembers(&self) -> bool {
+        true
+    }
+
     fn memory(&self, decoder: &Decoder, _expected: usize) -> Box<dyn Memory> {
         Box::new(StreamingCache::new(self.sinks, decoder.window - self.sinks))
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do: by panicking")]
 
+mod batch;
 mod damaged_files;
 mod golden_real;
 mod golden_rope;

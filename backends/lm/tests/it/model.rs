@@ -11,9 +11,9 @@ use e2llm_lm::{
 };
 use serde_json::{Value, json};
 
-const F64: Precision = Precision::Dense(DType::F64);
+pub(crate) const F64: Precision = Precision::Dense(DType::F64);
 
-fn llama_of(json: &Value, precision: Precision) -> Llama {
+pub(crate) fn llama_of(json: &Value, precision: Precision) -> Llama {
     let config = llama_config(json);
     let folder = folder(json, &config.tensors());
     let weights = Weights::open(folder.path()).unwrap();
@@ -24,7 +24,7 @@ fn lora(targets: &[&str]) -> LoraConfig {
     LoraConfig { r: 3, lora_alpha: 6.0, target_modules: targets.iter().map(|t| (*t).to_owned()).collect() }
 }
 
-fn ids(n: usize, vocab: u32) -> Vec<u32> {
+pub(crate) fn ids(n: usize, vocab: u32) -> Vec<u32> {
     (0..n as u32).map(|i| (i * 7 + i * i) % vocab).collect()
 }
 

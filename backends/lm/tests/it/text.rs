@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 const DECODER: &str = "smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// Byte-level BPE without merges: every byte is a token.
-fn byte_tokenizer() -> &'static Tokenizer {
+pub(crate) fn byte_tokenizer() -> &'static Tokenizer {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
     TOKENIZER.get_or_init(|| {
         let printable = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
