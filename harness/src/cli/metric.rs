@@ -32,13 +32,17 @@ pub(super) fn metric(args: &MetricArgs) -> Result<Exit> {
         if block.is_empty() {
             break;
         }
-        for scores in score_block(&set, &block, threads)? {
-            if args.aggregate {
-                rows.push(Row { scores });
-            } else {
-                output::print_json(&in_order(&set, &scores))?;
-            }
+        let scores = score_block(&set, &block, threads)?;
+        if args.aggregate {
+            rows.extend(scores.into_iter().map(|scores| Row { scores }));
+            continue;
         }
+        let mut lines = String::new();
+        for scores in &scores {
+            lines += &Value::Object(in_order(&set, scores)).to_string();
+            lines.push('\n');
+        }
+        output::print(&lines)?;
     }
     if args.aggregate {
         if rows.is_empty() {
