@@ -25,7 +25,7 @@ fn a_chunk_beyond_the_window_is_halved_and_nothing_is_lost() {
     assert!(out.windows(2).all(|w| w[0].end == w[1].start), "{out:?}");
     let mut one = Vec::new();
     fit("日", 0..3, 1, &mut one, &|t| Ok(t.len())).unwrap();
-    assert_eq!(one, [0..3], "a single character stays");
+    assert!(one.len() == 1 && one[0] == (0..3), "a single character stays: {one:?}");
 }
 
 /// A model of both parts in `folder/encoder` and `folder/decoder`.
