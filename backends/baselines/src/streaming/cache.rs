@@ -181,8 +181,8 @@ mod tests {
             for start in (0..40).step_by(step) {
                 let mut next = start;
                 for (place, n) in cache.places(step) {
-                    for p in place..place + n {
-                        places[p] = next;
+                    for slot in &mut places[place..place + n] {
+                        *slot = next;
                         next += 1;
                     }
                 }
