@@ -4,6 +4,7 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "all of this is tests")]
 
+mod backends;
 mod bad_input;
 mod cli;
 mod compare;
@@ -18,6 +19,7 @@ mod models;
 mod panics;
 mod prompts;
 mod real_records;
+mod remote;
 mod resume;
 mod ruler;
 mod runs;

@@ -5,7 +5,7 @@ use crate::runs::{results, samples};
 use tempfile::tempdir;
 
 /// Whether the default model can be had without the network.
-fn cached() -> bool {
+pub(crate) fn cached() -> bool {
     let fetched = bench(&["model", "fetch", "e2llm-135m", "--offline", "-q"]);
     let is_there = !fetched.stdout().is_empty();
     if !is_there {

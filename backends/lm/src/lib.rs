@@ -35,6 +35,7 @@ mod residual;
 mod rope;
 mod score;
 mod sentence;
+mod tensor_store;
 mod text_stream;
 mod tokenizer;
 mod weights;
@@ -61,6 +62,7 @@ pub use requests::{Prepared, answer_batch, continuation_ids, open_device, token_
 pub use rope::{Rope, RopeScaling};
 pub use score::{score_continuations, score_continuations_with, token_log_probs};
 pub use sentence::{Pooling, SentenceEncoder, SentenceSettings};
+pub use tensor_store::{StoreCounts, TensorStore};
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use weights::{Gguf, TensorInfo, Weights, uniform, write_safetensors};

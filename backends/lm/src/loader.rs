@@ -2,8 +2,9 @@
 
 use crate::config::LinearSpec;
 use crate::linear::{Linear, Lora, Weight};
+use crate::tensor_store::SharedFiles;
 use crate::{LmError, LoraSource, Precision, Result, Weights};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// Reads a model's tensors the way they are to be held.
 pub(crate) struct Loader<'a> {
@@ -11,6 +12,7 @@ pub(crate) struct Loader<'a> {
     pub(crate) lora: Option<LoraSource<'a>>,
     pub(crate) device: &'a Device,
     pub(crate) precision: Precision,
+    shared: Option<SharedFiles>,
 }
 
 impl<'a> Loader<'a> {
@@ -24,19 +26,36 @@ impl<'a> Loader<'a> {
             let message = "training through quantised weights (products with them have no backward pass)";
             return Err(LmError::Unsupported(message.to_owned()));
         }
-        Ok(Self { weights, lora, device, precision })
+        let shared = SharedFiles::current(&weights.files());
+        Ok(Self { weights, lora, device, precision, shared })
     }
 
     /// A tensor that is never quantised: norms, biases, positions.
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
-        self.weights.load(name, self.precision.activations(), self.device)
+        self.dense(name, self.precision.activations())?.dense().map_err(LmError::from)
     }
 
     /// A matrix.
     pub(crate) fn weight(&self, name: &str) -> Result<Weight> {
         match self.precision {
-            Precision::Dense(dtype) => Ok(Weight::Dense(self.weights.load(name, dtype, self.device)?)),
-            Precision::Quantised => Ok(Weight::quantised(self.weights.load_quantised(name, self.device)?)?),
+            Precision::Dense(dtype) => self.dense(name, dtype),
+            Precision::Quantised => self.shared(name, "quantised", || {
+                Ok(Weight::quantised(self.weights.load_quantised(name, self.device)?)?)
+            }),
+        }
+    }
+
+    fn dense(&self, name: &str, dtype: DType) -> Result<Weight> {
+        self.shared(name, dtype.as_str(), || {
+            Ok(Weight::Dense(self.weights.load(name, dtype, self.device)?))
+        })
+    }
+
+    /// A tensor that another model may have loaded already.
+    fn shared(&self, name: &str, held: &str, load: impl FnOnce() -> Result<Weight>) -> Result<Weight> {
+        match &self.shared {
+            Some(shared) => shared.get(name, held, self.device, load),
+            None => load(),
         }
     }
 

@@ -102,7 +102,7 @@ pub struct DescribeArgs {
 /// Flags of `score`.
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// Folder of the run
+    /// Folder of the run, or of several
     pub run: PathBuf,
     /// Metric ids to report instead of those of the run
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
@@ -133,7 +133,7 @@ pub enum TableFormat {
 /// Flags of `leaderboard`.
 #[derive(Debug, Args)]
 pub struct LeaderboardArgs {
-    /// Folders of runs
+    /// Folders of runs, or of several runs each
     #[arg(required = true)]
     pub runs: Vec<PathBuf>,
     /// Form of the table

@@ -2,17 +2,27 @@
 
 use super::args::{LeaderboardArgs, TableFormat};
 use super::output;
+use super::run_set::results_of;
 use crate::failure::{Exit, Failure, Result};
 use crate::score::{LeaderboardRun, Results, leaderboard_csv, leaderboard_markdown};
-use crate::store::RunFolder;
+use crate::store::{RunFolder, RunSet, folder_name};
 
-/// Prints the table.
+/// Prints the table; a folder of several runs stands for all of them.
 ///
 /// # Errors
 /// A folder without results.
 pub(super) fn leaderboard(args: &LeaderboardArgs) -> Result<Exit> {
     let mut runs = Vec::new();
     for path in &args.runs {
+        if let Some(set) = RunSet::open(path)? {
+            let own = results_of(&set)?;
+            if own.is_empty() {
+                return Err(Failure::failed(format!("no run in {} has results", path.display())));
+            }
+            let before = if args.runs.len() > 1 { format!("{}/", folder_name(path)) } else { String::new() };
+            runs.extend(own.into_iter().map(|(label, results)| (format!("{before}{label}"), results)));
+            continue;
+        }
         let (folder, _) = RunFolder::open(path)?;
         let file = path.join("results.json");
         let text = std::fs::read_to_string(&file).map_err(|e| {

@@ -15,6 +15,7 @@ mod output;
 mod plugin;
 mod prepare;
 mod run;
+mod run_set;
 mod score;
 mod train;
 mod validate;
@@ -29,14 +30,14 @@ use std::io::IsTerminal;
 pub fn main() -> Exit {
     let cli = Cli::parse_from(with_run(std::env::args_os().collect()));
     start_logging();
+    // where no person reads, a path is not to be broken over lines
+    let wrap = std::io::stderr().is_terminal();
+    let form = move || miette::MietteHandlerOpts::new().wrap_lines(wrap).build();
+    let _ = miette::set_hook(Box::new(move |_| Box::new(form())));
     match dispatch(cli.command) {
         Ok(exit) => exit,
         Err(failure) => {
             let exit = failure.exit();
-            // where no person reads, a path is not to be broken over lines
-            let wrap = std::io::stderr().is_terminal();
-            let form = move || miette::MietteHandlerOpts::new().wrap_lines(wrap).build();
-            let _ = miette::set_hook(Box::new(move |_| Box::new(form())));
             output::note(&format!("{:?}", miette::Report::new(*failure)));
             exit
         }
@@ -77,4 +78,6 @@ fn start_logging() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("E2LLM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    // The HTTP library's lowest level is a dump of all bytes sent, a server's key among them.
+    log::set_max_level(log::max_level().min(log::LevelFilter::Debug));
 }

@@ -1,81 +1,137 @@
 //! `run`.
 
 use super::output;
-use crate::config::{RunArgs, RunSettings};
+use crate::config::{Asked, BatchSize, RunArgs, RunSettings};
 use crate::failure::{Exit, Failure, Result};
 use crate::plugins::{Index, SearchPath, set_cancel_flag, set_token_counter};
-use crate::run::{Finished, TaskPlan, build, check, execute, open_tasks, write_results};
+use crate::run::{
+    Finished, OpenTask, TaskPlan, all_methods, build, check, execute, open_tasks, registry, write_results,
+};
 use crate::score::Results;
-use crate::store::{FORMAT, Manifest, PluginUsed, RunFolder};
-use e2llm_backend::{Backend, CancelFlag, Generation};
+use crate::store::{FORMAT, Manifest, PluginUsed, RunFolder, TaskEntry};
+use e2llm_backend::{Backend, CancelFlag, Generation, TokenCounter};
+use e2llm_lm::TensorStore;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Evaluates a backend on tasks.
+/// Evaluates a backend, or several, on tasks.
 ///
 /// # Errors
 /// Anything that stops the run; what was finished is kept.
 pub(super) fn run(args: &RunArgs) -> Result<Exit> {
-    let mut settings = RunSettings::new(args)?;
-    let needs_model = check(&settings)?;
-    let mut index = Index::scan(&SearchPath::usual(&settings.plugin_dirs))?;
-    for task in &mut settings.tasks {
+    let registry = registry();
+    let mut asked = Asked::new(args, &all_methods(&registry))?;
+    let needs_model = asked.runs.iter().map(check).collect::<Result<Vec<_>>>()?;
+    let plugin_dirs = asked.runs.first().map(|r| r.plugin_dirs.clone()).unwrap_or_default();
+    let mut index = Index::scan(&SearchPath::usual(&plugin_dirs))?;
+    for task in asked.runs.iter_mut().flat_map(|r| &mut r.tasks) {
         *task = index.task_named(task)?;
     }
-    let tasks = open_tasks(&settings, &index)?;
-    let model = settings.model.as_deref().filter(|_| needs_model);
-    let say = |text: &str| {
-        if !args.quiet {
-            output::note(text)
-        }
-    };
+    let Some(first) = asked.runs.first() else { return Err(Failure::usage("no backend")) };
+    let tasks = open_tasks(first, &index)?;
     let sample = tasks.iter().any(|t| crate::data::is_sample(&t.source));
     let about = if sample { "; sample data: the figures are no benchmark results" } else { "" };
     let names: Vec<_> = tasks.iter().map(|t| t.info.id.as_str()).collect();
-    say(&format!("evaluating `{}` on {}{about}", settings.backend, names.join(", ")));
-    if settings.dry_run {
-        return super::dry_run::dry_run(&settings, tasks, args.json);
+    let labels: Vec<_> = asked.runs.iter().map(|r| format!("`{}`", r.label)).collect();
+    if !args.quiet {
+        output::note(&format!("evaluating {} on {}{about}", labels.join(", "), names.join(", ")));
+    }
+    if first.dry_run {
+        return super::dry_run::dry_run(first, tasks, args.json);
     }
     let cancel = cancel_on_ctrl_c()?;
     set_cancel_flag(&cancel);
-    // the folder first: hours are not to be lost for one that cannot be written
-    let folder = RunFolder::create(&out_folder(&settings, model), settings.resume)?;
-    let mut backend = build(&settings, args.quiet, &cancel)?;
-    for warning in &backend.info().warnings {
-        say(&format!("note: {warning}"));
+    let mut evaluation = Evaluation { args, index: &index, cancel, store: None, counter: None };
+    if asked.is_set {
+        return super::run_set::run_set(&asked.runs, &mut evaluation);
     }
-    set_token_counter(backend.token_counter());
-    let fingerprint = backend.info().fingerprint.clone();
-    let plans = tasks
-        .into_iter()
-        .map(|task| TaskPlan::new(task, &settings, &fingerprint))
-        .collect::<Result<Vec<_>>>()?;
-    check_plans(&settings, &plans)?;
-    let manifest = manifest(&settings, &plans, backend.as_ref())?;
-    if let Some(old) = folder.manifest()? {
-        let differences = old.differences(&manifest);
-        if !differences.is_empty() {
-            return Err(Failure::usage(format!("{} was made with other settings", folder.path().display()))
+    let model = first.model.as_deref().filter(|_| needs_model[0]);
+    let name = match model {
+        Some(model) => format!("{}-{}", first.backend, model_name(model)),
+        None => first.backend.clone(),
+    };
+    let out = out_folder(first, &name);
+    let evaluated = evaluation.evaluate(first, tasks, &out, &|_| Ok(())).map_err(|f| resumable(f, &out))?;
+    show(&evaluated.results, &evaluated.folder, args.json, args.quiet)?;
+    Ok(if evaluated.finished.errors > 0 { Exit::SampleErrors } else { Exit::Done })
+}
+
+/// What the runs of one command have in common.
+pub(super) struct Evaluation<'a> {
+    pub(super) args: &'a RunArgs,
+    pub(super) index: &'a Index,
+    pub(super) cancel: CancelFlag,
+    /// Base weights, where several backends may have the same.
+    pub(super) store: Option<TensorStore>,
+    /// What measures generated texts: the first backend's counter, so that all get the same ones.
+    pub(super) counter: Option<Option<TokenCounter>>,
+}
+
+/// A finished run.
+pub(super) struct Evaluated {
+    pub(super) folder: RunFolder,
+    pub(super) results: Results,
+    pub(super) finished: Finished,
+}
+
+impl Evaluation<'_> {
+    /// Evaluates one backend into a folder, where `accept` agrees with what it is going to do.
+    ///
+    /// # Errors
+    /// Anything that stops the run; what was finished is kept.
+    pub(super) fn evaluate(
+        &mut self,
+        settings: &RunSettings,
+        tasks: Vec<OpenTask>,
+        out: &Path,
+        accept: &dyn Fn(&Manifest) -> Result<()>,
+    ) -> Result<Evaluated> {
+        let quiet = self.args.quiet;
+        // the folder first: hours are not to be lost for one that cannot be written
+        let folder = RunFolder::create(out, settings.resume)?;
+        let mut backend = build(settings, quiet, &self.cancel, self.store.as_ref())?;
+        if !quiet {
+            backend.info().warnings.iter().for_each(|w| output::note(&format!("note: {w}")));
+        }
+        set_token_counter(self.counter.get_or_insert_with(|| backend.token_counter()).clone());
+        let fingerprint = backend.info().fingerprint.clone();
+        let plans = tasks
+            .into_iter()
+            .map(|task| TaskPlan::new(task, settings, &fingerprint))
+            .collect::<Result<Vec<_>>>()?;
+        check_plans(settings, &plans)?;
+        let manifest = manifest(settings, &plans, backend.as_ref())?;
+        if let Some(old) = folder.manifest()? {
+            let differences = old.differences(&manifest);
+            if !differences.is_empty() {
+                return Err(Failure::usage(format!(
+                    "{} was made with other settings",
+                    folder.path().display()
+                ))
                 .help(format!(
                     "{}\nrun with the same settings, or name another folder with --out",
                     differences.join("\n")
                 )));
+            }
         }
-    }
-    folder.write("manifest.toml", &manifest.to_text()?)?;
-    let finished = run_plans(&settings, &plans, backend.as_mut(), &folder, args.quiet, &cancel);
-    let finished = finished.map_err(|f| resumable(f, &folder))?;
-    let results = write_results(
-        &folder,
-        &manifest,
-        |entry| {
+        accept(&manifest)?;
+        folder.write("manifest.toml", &manifest.to_text()?)?;
+        let finished = run_plans(settings, &plans, backend.as_mut(), &folder, quiet, &self.cancel)?;
+        let metrics = |entry: &TaskEntry| {
             let plan = plans.iter().find(|p| p.entry.id == entry.id);
             plan.map(|p| p.task.metrics.clone()).ok_or_else(|| Failure::failed("a task without a plan"))
-        },
-        false,
-    )?;
-    show(&results, &folder, args.json, args.quiet)?;
-    Ok(if finished.errors > 0 { Exit::SampleErrors } else { Exit::Done })
+        };
+        let results = write_results(&folder, &manifest, metrics, false)?;
+        Ok(Evaluated { folder, results, finished })
+    }
+}
+
+/// Requests that a batch has.
+fn batch_size(settings: &RunSettings, backend: &dyn Backend) -> usize {
+    match (settings.batch_size, backend.preferred_batch()) {
+        (BatchSize::Auto, Some(n)) => n.max(1),
+        (asked, _) => asked.on(settings.device),
+    }
 }
 
 fn run_plans(
@@ -87,7 +143,7 @@ fn run_plans(
     cancel: &CancelFlag,
 ) -> Result<Finished> {
     let mut all = Finished::default();
-    let planned = settings.batch_size.on(settings.device);
+    let planned = batch_size(settings, backend);
     let mut batch = planned;
     for plan in plans {
         let one = execute(settings, plan, backend, folder, planned, &mut batch, quiet, cancel)?;
@@ -98,11 +154,11 @@ fn run_plans(
 }
 
 /// Says how to go on.
-fn resumable(failure: Box<Failure>, folder: &RunFolder) -> Box<Failure> {
+pub(super) fn resumable(failure: Box<Failure>, folder: &Path) -> Box<Failure> {
     if failure.exit() == Exit::Interrupted {
         let help = format!(
             "finished samples are kept: run the same command with --resume --out {}",
-            folder.path().display()
+            folder.display()
         );
         return failure.help(help);
     }
@@ -151,17 +207,13 @@ pub(super) fn show(results: &Results, folder: &RunFolder, json: bool, quiet: boo
     Ok(())
 }
 
-/// The folder asked for, or the first free `runs/<backend>-<model>[-N]`; when resuming, the last one there is.
-fn out_folder(settings: &RunSettings, model: Option<&str>) -> PathBuf {
+/// The folder asked for, or the first free `runs/<name>[-N]`; when resuming, the last one there is.
+pub(super) fn out_folder(settings: &RunSettings, name: &str) -> PathBuf {
     if let Some(out) = &settings.out {
         return out.clone();
     }
-    let name = match model {
-        Some(model) => format!("{}-{}", settings.backend, model_name(model)),
-        None => settings.backend.clone(),
-    };
     let numbered =
-        |n: usize| PathBuf::from("runs").join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
+        |n: usize| PathBuf::from("runs").join(if n == 1 { name.to_owned() } else { format!("{name}-{n}") });
     let free = (1..).map(numbered).find(|p| !p.exists()).unwrap_or_else(|| numbered(1));
     let last = (1..).map(numbered).take_while(|p| p.exists()).last();
     match last {
@@ -218,7 +270,7 @@ fn manifest(settings: &RunSettings, plans: &[TaskPlan], backend: &dyn Backend) -
         bootstrap: settings.bootstrap,
         limit: settings.limit,
         selected: settings.samples.clone().unwrap_or_default(),
-        batch_size: settings.batch_size.on(settings.device),
+        batch_size: batch_size(settings, backend),
         generation: Generation {
             max_new_tokens: settings.max_new_tokens.unwrap_or(0),
             temperature: settings.temperature,

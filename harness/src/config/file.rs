@@ -1,7 +1,9 @@
 //! The TOML file of a run (`--config`).
 
 use crate::failure::{Failure, Result, did_you_mean};
-use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -47,12 +49,69 @@ pub enum NumberOrText {
     Text(String),
 }
 
+/// `[backend]`, or a list of them: `[[backend]]`.
+#[derive(Debug, Clone)]
+pub enum Backends {
+    /// One.
+    One(BackendTable),
+    /// Several, which are run one after another.
+    Several(Vec<BackendTable>),
+}
+
+impl Default for Backends {
+    fn default() -> Self {
+        Self::One(BackendTable::default())
+    }
+}
+
+impl Backends {
+    /// The only or first table.
+    pub fn first(&self) -> BackendTable {
+        match self {
+            Self::One(table) => table.clone(),
+            Self::Several(tables) => tables.first().cloned().unwrap_or_default(),
+        }
+    }
+
+    fn over(self, base: &BackendTable) -> Self {
+        match self {
+            Self::One(table) => Self::One(table.over(base)),
+            Self::Several(tables) => Self::Several(tables.into_iter().map(|t| t.over(base)).collect()),
+        }
+    }
+}
+
+// Not an untagged enum: that would hide unknown keys.
+impl<'de> Deserialize<'de> for Backends {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Tables;
+        impl<'de> Visitor<'de> for Tables {
+            type Value = Backends;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a table [backend], or tables [[backend]]")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Backends, A::Error> {
+                BackendTable::deserialize(MapAccessDeserializer::new(map)).map(Backends::One)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> std::result::Result<Backends, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(Backends::Several)
+            }
+        }
+        deserializer.deserialize_any(Tables)
+    }
+}
+
 /// `[backend]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct BackendTable {
     /// Registry name.
     pub name: Option<String>,
+    /// What it is called where several are run [default: its name].
+    pub label: Option<String>,
     /// Catalogue name or path.
     pub model: Option<String>,
     /// `cpu` or `cuda:N`.
@@ -61,6 +120,19 @@ pub struct BackendTable {
     pub dtype: Option<String>,
     /// The backend's own options.
     pub options: BTreeMap<String, toml::Value>,
+}
+
+impl BackendTable {
+    fn over(self, base: &Self) -> Self {
+        Self {
+            name: self.name.or_else(|| base.name.clone()),
+            label: self.label,
+            model: self.model.or_else(|| base.model.clone()),
+            device: self.device.or_else(|| base.device.clone()),
+            dtype: self.dtype.or_else(|| base.dtype.clone()),
+            options: self.options,
+        }
+    }
 }
 
 /// `[generation]`.
@@ -109,8 +181,8 @@ pub struct RunFile {
     pub plugin_dir: Option<Vec<PathBuf>>,
     /// A model catalogue of the user's.
     pub models_file: Option<PathBuf>,
-    /// The method.
-    pub backend: BackendTable,
+    /// The method, or several.
+    pub backend: Backends,
     /// How answers are generated.
     pub generation: GenerationTable,
     /// Options by task.
@@ -137,6 +209,7 @@ const KEYS: &[&str] = &[
     "generation",
     "task",
     "name",
+    "label",
     "model",
     "device",
     "dtype",
@@ -184,13 +257,7 @@ impl RunFile {
             offline: self.offline.or(base.offline),
             plugin_dir: self.plugin_dir.or(base.plugin_dir),
             models_file: self.models_file.or(base.models_file),
-            backend: BackendTable {
-                name: self.backend.name.or(base.backend.name),
-                model: self.backend.model.or(base.backend.model),
-                device: self.backend.device.or(base.backend.device),
-                dtype: self.backend.dtype.or(base.backend.dtype),
-                options: self.backend.options,
-            },
+            backend: self.backend.over(&base.backend.first()),
             generation: GenerationTable {
                 max_new_tokens: self.generation.max_new_tokens.or(base.generation.max_new_tokens),
                 temperature: self.generation.temperature.or(base.generation.temperature),
@@ -259,8 +326,8 @@ mod tests {
         let file = RunFile::parse("x", "seed = 3\n[backend]\ndevice = \"cuda:0\"\n").unwrap();
         let all = file.over(RunFile::built_in().unwrap());
         assert_eq!((all.seed, all.bootstrap), (Some(3), Some(2000)));
-        assert_eq!(all.backend.device.as_deref(), Some("cuda:0"));
-        assert_eq!(all.backend.model.as_deref(), Some("e2llm-135m"));
+        assert_eq!(all.backend.first().device.as_deref(), Some("cuda:0"));
+        assert_eq!(all.backend.first().model.as_deref(), Some("e2llm-135m"));
     }
 
     #[test]

@@ -28,9 +28,9 @@ pub struct RunArgs {
     /// Tasks, separated by commas, or `all`
     #[arg(long, value_name = "A,B|all", env = "E2LLM_TASKS", value_delimiter = ',')]
     pub tasks: Option<Vec<String>>,
-    /// Method to evaluate (`e2llm-bench list backends`)
-    #[arg(long, value_name = "NAME", env = "E2LLM_BACKEND")]
-    pub backend: Option<String>,
+    /// Method to evaluate (`e2llm-bench list backends`); several, or `all`, are run one after another
+    #[arg(long, value_name = "A,B|all", env = "E2LLM_BACKEND", value_delimiter = ',')]
+    pub backend: Option<Vec<String>>,
     /// Model: a catalogue name, a folder or a .gguf file
     #[arg(long, value_name = "NAME|PATH", env = "E2LLM_MODEL")]
     pub model: Option<String>,
@@ -58,7 +58,7 @@ pub struct RunArgs {
     /// Configuration file; flags win over it
     #[arg(long, value_name = "FILE", env = "E2LLM_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Folder of the run [default: runs/<backend>-<model>, numbered]
+    /// Folder of the run [default: runs/<backend>-<model>, or runs/compare for several backends, numbered]
     #[arg(long, value_name = "DIR", env = "E2LLM_OUT")]
     pub out: Option<PathBuf>,
     /// Continue an interrupted run; starts one where there is none
@@ -85,7 +85,7 @@ pub struct RunArgs {
     /// Nucleus sampling [default: 1]
     #[arg(long, value_name = "P", env = "E2LLM_TOP_P")]
     pub top_p: Option<f64>,
-    /// Option of the backend (repeatable; `e2llm-bench describe BACKEND`)
+    /// Option of the backend (repeatable; `e2llm-bench describe BACKEND`); of several: BACKEND.KEY=VALUE
     #[arg(long, value_name = "KEY=VALUE", env = "E2LLM_BACKEND_OPTION", value_delimiter = ';')]
     pub backend_option: Vec<String>,
     /// Option of a task (repeatable; `e2llm-bench describe TASK`)

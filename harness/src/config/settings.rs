@@ -82,6 +82,8 @@ pub struct RunSettings {
     pub models_file: Option<PathBuf>,
     /// Backend.
     pub backend: String,
+    /// What it is called among several.
+    pub label: String,
     /// Model name or path.
     pub model: Option<String>,
     /// Where to run.
@@ -103,26 +105,15 @@ pub struct RunSettings {
 }
 
 impl RunSettings {
-    /// Flags (and environment) over the file over the defaults.
-    ///
-    /// # Errors
-    /// A setting that is missing, or that means nothing.
-    pub fn new(args: &RunArgs) -> Result<Self> {
-        let file = args.config.as_deref().map(RunFile::read).transpose()?.unwrap_or_default();
-        let file = file.over(RunFile::built_in()?);
+    /// Everything but the backend.
+    pub(super) fn common(args: &RunArgs, file: RunFile) -> Result<Self> {
         let tasks = args.tasks.clone().or_else(|| file.tasks.as_ref().map(super::file::List::items));
         let Some(tasks) = tasks.filter(|t| !t.is_empty()) else {
             return Err(Failure::usage("no tasks").help("name them with --tasks A,B or --tasks all"));
         };
-        let Some(backend) = args.backend.clone().or(file.backend.name) else {
-            return Err(
-                Failure::usage("no backend").help("name one with --backend; `e2llm-bench list backends`")
-            );
-        };
         let (data, data_by_task) = data(args, file.data)?;
         let (split, split_by_task) = split(args, file.split);
         let (prompt, prompt_by_task) = per_task(&args.prompt, file.prompt);
-        let device = set("backend.device", args.device.clone().or(file.backend.device))?;
         let temperature = set("generation.temperature", args.temperature.or(file.generation.temperature))?;
         let top_p = set("generation.top_p", args.top_p.or(file.generation.top_p))?;
         if !(temperature.is_finite() && temperature >= 0.0) {
@@ -156,11 +147,12 @@ impl RunSettings {
             offline: args.models.offline || file.offline.unwrap_or(false),
             plugin_dirs,
             models_file: args.models.models_file.clone().or(file.models_file),
-            backend,
-            model: args.model.clone().or(file.backend.model),
-            device: device.parse().map_err(Failure::usage)?,
-            dtype: args.dtype.clone().or(file.backend.dtype).unwrap_or_default(),
-            backend_options: backend_options(args, file.backend.options)?,
+            backend: String::new(),
+            label: String::new(),
+            model: None,
+            device: Device::Cpu,
+            dtype: String::new(),
+            backend_options: BTreeMap::new(),
             max_new_tokens: args.max_new_tokens.or(file.generation.max_new_tokens),
             temperature,
             top_p,
@@ -181,14 +173,14 @@ impl RunSettings {
 }
 
 /// A setting that flags, the file or the built-in defaults must give.
-fn set<T>(key: &str, value: Option<T>) -> Result<T> {
+pub(super) fn set<T>(key: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| {
         Failure::usage(format!("no `{key}` is set, and configs/eval.toml has no default of it"))
     })
 }
 
 /// `key=value`.
-fn pair<'a>(text: &'a str, flag: &str) -> Result<(&'a str, &'a str)> {
+pub(super) fn pair<'a>(text: &'a str, flag: &str) -> Result<(&'a str, &'a str)> {
     text.split_once('=')
         .filter(|(k, _)| !k.is_empty())
         .ok_or_else(|| Failure::usage(format!("--{flag} {text}: expected key=value")))
@@ -249,9 +241,12 @@ fn plain_text(value: &toml::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn backend_options(args: &RunArgs, file: BTreeMap<String, toml::Value>) -> Result<BTreeMap<String, String>> {
+pub(super) fn backend_options(
+    flags: &[String],
+    file: BTreeMap<String, toml::Value>,
+) -> Result<BTreeMap<String, String>> {
     let mut all: BTreeMap<_, _> = file.into_iter().map(|(k, v)| (k, plain_text(&v))).collect();
-    for option in &args.backend_option {
+    for option in flags {
         let (key, value) = pair(option, "backend-option")?;
         all.insert(key.to_owned(), value.to_owned());
     }

@@ -4,6 +4,7 @@ use crate::config::RunSettings;
 use crate::failure::{Failure, Result, did_you_mean};
 use crate::models::{Catalogue, FetchSettings, Fetcher, ModelError};
 use e2llm_backend::{Backend, BackendSpec, BuildContext, CancelFlag, ModelFiles, Options, Registry};
+use e2llm_lm::TensorStore;
 use std::path::Path;
 
 /// All backends of this program.
@@ -11,6 +12,7 @@ pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.register(e2llm::backend::spec());
     e2llm_baselines::register(&mut registry);
+    e2llm_remote::register(&mut registry);
     registry
 }
 
@@ -61,11 +63,22 @@ fn options(spec: &BackendSpec, settings: &RunSettings) -> Result<Options> {
     Options::checked(spec.options, &settings.backend_options).map_err(|e| Box::<Failure>::from(e).help(help))
 }
 
-/// Fetches the model's files and builds the backend.
+/// What `--backend all` means: every method that has a model here; neither `echo` nor a server's model.
+pub fn all_methods(registry: &Registry) -> Vec<&'static str> {
+    registry.iter().filter(|b| b.needs_model).map(|b| b.name).collect()
+}
+
+/// Fetches the model's files and builds the backend. Base weights are shared through `store`, which keeps those of this
+/// model only.
 ///
 /// # Errors
 /// An unknown backend, option or model; files that cannot be had; a model that cannot be loaded.
-pub fn build(settings: &RunSettings, quiet: bool, cancel: &CancelFlag) -> Result<Box<dyn Backend>> {
+pub fn build(
+    settings: &RunSettings,
+    quiet: bool,
+    cancel: &CancelFlag,
+    store: Option<&TensorStore>,
+) -> Result<Box<dyn Backend>> {
     let registry = registry();
     let spec = find(&registry, &settings.backend)?;
     let options = options(spec, settings)?;
@@ -84,7 +97,19 @@ pub fn build(settings: &RunSettings, quiet: bool, cancel: &CancelFlag) -> Result
         seed: settings.seed,
         cancel: cancel.clone(),
     };
-    (spec.build)(&context).map_err(|e| Box::<Failure>::from(e).within(format!("backend `{}`", spec.name)))
+    let build = || (spec.build)(&context);
+    let built = match store {
+        Some(store) => {
+            let parts = [&context.model.decoder, &context.model.encoder].into_iter().flatten();
+            let parts: Vec<_> = parts.map(std::path::PathBuf::as_path).collect();
+            if spec.needs_model {
+                store.keep_only(&parts);
+            }
+            store.share(build)
+        }
+        None => build(),
+    };
+    built.map_err(|e| Box::<Failure>::from(e).within(format!("backend `{}`", spec.name)))
 }
 
 impl From<ModelError> for Box<Failure> {

@@ -8,7 +8,7 @@ mod results;
 mod scoring;
 mod tasks;
 
-pub use backends::{build, check, fetcher, find, registry};
+pub use backends::{all_methods, build, check, fetcher, find, registry};
 pub use execute::{Finished, execute};
 pub use plan::{Planned, TaskPlan};
 pub use progress::Reporter;

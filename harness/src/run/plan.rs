@@ -114,6 +114,7 @@ impl TaskPlan {
             .collect::<Result<Vec<_>>>()?;
         let (mut samples, mut ids, mut wordings) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         let mut style = String::new();
+        let mut questions = Fingerprint::new("questions", "1");
         for example in selection.clone().examples(stream) {
             let example = example.map_err(within)?;
             let prompt = task.client.prompt(&example).map_err(within)?;
@@ -125,9 +126,11 @@ impl TaskPlan {
             }
             let generation = generation(settings, &prompt, &example.id);
             let mut key = Fingerprint::new("sample", &format!("{}@{}", task.info.id, task.info.version));
+            let (asked, references) = (json(&prompt)?, json(&example.references)?);
+            questions.text("id", &example.id).text("prompt", &asked).text("references", &references);
             key.text("id", &example.id)
-                .text("prompt", &json(&prompt)?)
-                .text("references", &json(&example.references)?)
+                .text("prompt", &asked)
+                .text("references", &references)
                 .text("backend", backend_fingerprint)
                 .text("generation", &json(&generation)?)
                 .text("plugin", &task.plugin_sha256);
@@ -159,6 +162,7 @@ impl TaskPlan {
             primary_metric: task.primary_metric.clone(),
             samples: samples.len() as u64,
             plan: plan.finish(),
+            questions: questions.finish(),
             files,
         };
         Ok(Self { task, samples, entry, selection })

@@ -47,6 +47,9 @@ pub struct TaskEntry {
     pub samples: u64,
     /// Hash of all sample keys in order: the plan.
     pub plan: String,
+    /// Hash of all prompts and references in order, whatever answers them; empty in runs of old versions.
+    #[serde(default)]
+    pub questions: String,
     /// Files read.
     pub files: Vec<FileUsed>,
 }

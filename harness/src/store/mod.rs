@@ -10,9 +10,11 @@
 
 mod lines;
 mod manifest;
+mod run_set;
 mod sample;
 
 pub use manifest::{FORMAT, FileUsed, Manifest, PluginUsed, TaskEntry};
+pub use run_set::RunSet;
 pub use sample::{Outcome, SampleRecord};
 
 use crate::failure::{Failure, Result};
@@ -50,16 +52,7 @@ impl RunFolder {
                 .help("name another folder with --out"));
         }
         std::fs::create_dir_all(path.join("samples")).map_err(|e| Failure::io("create", path, &e))?;
-        let lock = path.join(".lock");
-        let file = File::create(&lock).map_err(|e| Failure::io("write", &lock, &e))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: Some(file) }),
-            Err(std::fs::TryLockError::WouldBlock) => {
-                Err(Failure::failed(format!("another process is writing the run {}", path.display())))
-            }
-            // a file system without locks: two writers are the user's to avoid
-            Err(std::fs::TryLockError::Error(_)) => Ok(Self { path: path.to_owned(), _lock: None }),
-        }
+        Ok(Self { path: path.to_owned(), _lock: claim(path)? })
     }
 
     /// Opens a finished or interrupted run for reading.
@@ -78,8 +71,7 @@ impl RunFolder {
 
     /// The run's name: the folder's.
     pub fn name(&self) -> String {
-        let canonical = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
-        canonical.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned())
+        folder_name(&self.path)
     }
 
     /// The manifest of a run that is gone on with.
@@ -96,18 +88,7 @@ impl RunFolder {
     /// # Errors
     /// A failure to write; the old file is still there.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
-        let (path, temporary) = (self.path.join(name), self.path.join(format!(".{name}.new")));
-        let write = || -> std::io::Result<()> {
-            use std::io::Write;
-            let mut file = File::create(&temporary)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &path)
-        };
-        write().map_err(|e| {
-            let _ = std::fs::remove_file(&temporary);
-            Failure::io("write", &path, &e)
-        })
+        write_whole(&self.path, name, text)
     }
 
     fn samples_path(&self, task: &str) -> PathBuf {
@@ -152,4 +133,40 @@ impl SampleWriter {
     pub fn sync(&self) -> Result<()> {
         self.0.sync()
     }
+}
+
+/// What a folder is called, however it is written.
+pub fn folder_name(path: &Path) -> String {
+    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    canonical.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned())
+}
+
+/// Locks a folder against other processes for as long as the file is held.
+fn claim(folder: &Path) -> Result<Option<File>> {
+    let lock = folder.join(".lock");
+    let file = File::create(&lock).map_err(|e| Failure::io("write", &lock, &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Failure::failed(format!("another process is writing the run {}", folder.display())))
+        }
+        // a file system without locks: two writers are the user's to avoid
+        Err(std::fs::TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// Writes a file of a folder whole: a reader sees the old one or the new one.
+fn write_whole(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let (path, temporary) = (folder.join(name), folder.join(format!(".{name}.new")));
+    let write = || -> std::io::Result<()> {
+        use std::io::Write;
+        let mut file = File::create(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)
+    };
+    write().map_err(|e| {
+        let _ = std::fs::remove_file(&temporary);
+        Failure::io("write", &path, &e)
+    })
 }

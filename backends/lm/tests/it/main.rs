@@ -8,5 +8,6 @@ mod golden_real;
 mod golden_rope;
 mod memory;
 mod model;
+mod shared;
 mod support;
 mod text;
