@@ -218,6 +218,12 @@ fn log_likelihood(reply: &Reply, prompt: usize, choice: usize) -> Result<(f64, u
             "the server gave log-probabilities of its own answer only, not of the prompt (echo)",
         );
     }
+    if logprobs.are_shifted() {
+        return unsupported(
+            "the server's log-probabilities are those of the position after each token (as llama-cpp-python's are for \
+             models without a token at the beginning of a text), so no likelihood can be made of them",
+        );
+    }
     if prompt > 0 && !offsets.contains(&prompt) {
         return unsupported(
             "a token of the server's tokenizer spans the end of the prompt and the beginning of a choice, so the choice has \

@@ -4,6 +4,7 @@ use crate::client::Malformed;
 use e2llm_backend::{FinishReason, Generation, Prompt};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::io::Read;
 
 /// Servers take no more stop strings; all of them are looked for again in the answer.
@@ -177,6 +178,30 @@ pub(crate) struct LogProbs {
     pub(crate) token_logprobs: Vec<Option<f64>>,
     #[serde(default)]
     pub(crate) text_offset: Vec<usize>,
+    #[serde(default)]
+    tokens: Vec<String>,
+    /// Of each position, the likeliest tokens, by text.
+    #[serde(default)]
+    top_logprobs: Vec<Option<BTreeMap<String, f64>>>,
+}
+
+impl LogProbs {
+    /// Whether the values are those of the position after each token: a fault of llama-cpp-python with models that have
+    /// no token at the beginning of a text. What is likeliest at a position then is, more often than not, the next token
+    /// of the text where it should be this one.
+    pub(crate) fn are_shifted(&self) -> bool {
+        let likeliest = |top: &Option<BTreeMap<String, f64>>| -> Option<String> {
+            let best = top.as_ref()?.iter().max_by(|a, b| a.1.total_cmp(b.1))?;
+            Some(best.0.clone())
+        };
+        let (mut here, mut next) = (0, 0);
+        for (i, top) in self.top_logprobs.iter().enumerate() {
+            let Some(best) = likeliest(top) else { continue };
+            here += usize::from(self.tokens.get(i) == Some(&best));
+            next += usize::from(self.tokens.get(i + 1) == Some(&best));
+        }
+        next > here
+    }
 }
 
 impl ReplyChoice {
@@ -301,6 +326,19 @@ mod tests {
         assert!(body.get("temperature").is_none() && body.get("max_tokens").is_none());
         assert_eq!(body["stream_options"]["include_usage"], true);
         assert_eq!(body["continue_final_message"], true);
+    }
+
+    #[test]
+    fn values_of_the_next_position_are_told_from_those_of_this_one() {
+        // what llama-cpp-python 0.3.36 answers for SmolLM2, shortened
+        let shifted = r#"{"tokens":["The"," capital"," of"," France"," is"," Paris"],"token_logprobs":[null,-9.6,-10.5,-11.2,-11.8,-8.5],
+            "text_offset":[0,3,11,14,21,24],"top_logprobs":[null,{" of":-0.4," capital":-9.6},{" the":-2.0," of":-10.5},
+            {" is":-0.4," France":-11.2},{" Paris":-0.3," is":-11.8},{".":-0.4," Paris":-8.5}]}"#;
+        let right = r#"{"tokens":["The"," capital"," of"," France"],"token_logprobs":[null,-5.0,-0.4,-4.0],"text_offset":[0,3,11,14],
+            "top_logprobs":[null,{" first":-3.0," capital":-5.0},{" of":-0.4},{" the":-2.0," France":-4.0}]}"#;
+        let read = |text: &str| serde_json::from_str::<LogProbs>(text).unwrap();
+        assert!(read(shifted).are_shifted());
+        assert!(!read(right).are_shifted() && !LogProbs::default().are_shifted());
     }
 
     #[test]
