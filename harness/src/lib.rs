@@ -8,6 +8,7 @@ pub mod data;
 pub mod datasets;
 pub mod declared;
 pub mod failure;
+pub mod measure;
 pub mod models;
 pub mod plugins;
 pub mod run;

@@ -15,6 +15,7 @@ mod curve;
 mod folder;
 mod measure;
 mod metrics;
+mod plot;
 mod tensorboard;
 mod trainer;
 
@@ -23,5 +24,6 @@ pub use curve::loss_curve;
 pub use folder::Best;
 pub use measure::{ItemLoss, item_losses};
 pub use metrics::{StepReport, ValidationReport};
+pub use plot::{Plot, Series};
 pub use tensorboard::EventFile;
 pub use trainer::{End, Observer, Outcome, RunOptions, train};
