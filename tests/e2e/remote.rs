@@ -83,7 +83,7 @@ fn a_real_server_answers() {
     for more in ["", ";stream=true", ";endpoint=completions"] {
         let out = dir.path().join(more.replace(';', "run-"));
         let mut run = command(&["run", "--tasks", "niah", "--backend", "openai", "--out", arg(&out)]);
-        run.args(["--limit", "2", "--max-new-tokens", "16", "--task-option", "niah.lengths=400"]);
+        run.args(["--limit", "1", "--max-new-tokens", "16", "--task-option", "niah.lengths=300"]);
         run.args(["--backend-option", &format!("base_url={url};concurrency=2{more}")]);
         finish(run).code(0);
         let results = results(&out);
