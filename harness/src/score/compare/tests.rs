@@ -242,6 +242,7 @@ fn entry() -> TaskEntry {
         primary_metric: "a".into(),
         samples: 4,
         plan: "p".into(),
+        questions: "q".into(),
         files: Vec::new(),
     }
 }
