@@ -48,33 +48,8 @@ pub fn adamw_step(
     step: usize,
     grad_scale: f64,
 ) -> Result<()> {
-    for (name, t) in [("p", p), ("m", m), ("v", v)] {
-        if t.dtype() != DType::F32 || !t.is_contiguous() {
-            bail!("adamw_step: {name} must be a contiguous f32 tensor, got {:?} {:?}", t.dtype(), t.shape());
-        }
-        if t.shape() != p.shape() || grad.shape() != p.shape() {
-            bail!(
-                "adamw_step: shapes differ: p {:?}, {name} {:?}, grad {:?}",
-                p.shape(),
-                t.shape(),
-                grad.shape()
-            );
-        }
-    }
-    let Some(exponent) = i32::try_from(step).ok().filter(|&s| s > 0) else {
-        bail!("adamw_step: step {step} is out of range, steps count from 1");
-    };
-    let factors = Factors {
-        decay: (1. - settings.lr * settings.weight_decay) as f32,
-        beta1: settings.beta1 as f32,
-        one_minus_beta1: (1. - settings.beta1) as f32,
-        beta2: settings.beta2 as f32,
-        one_minus_beta2: (1. - settings.beta2) as f32,
-        step_size: (settings.lr / (1. - settings.beta1.powi(exponent))) as f32,
-        root: (1. - settings.beta2.powi(exponent)).sqrt() as f32,
-        eps: settings.eps as f32,
-        scale: grad_scale as f32,
-    };
+    check(p, m, v, grad)?;
+    let factors = Factors::new(settings, step, grad_scale)?;
     let grad = grad.detach().contiguous()?;
     with_mut(p, |p| with_mut(m, |m| with_mut(v, |v| update(p, m, v, &grad, &factors))))
 }
@@ -91,6 +66,75 @@ pub(crate) struct Factors {
     root: f32,
     eps: f32,
     scale: f32,
+}
+
+impl Factors {
+    fn new(settings: &AdamW, step: usize, grad_scale: f64) -> Result<Self> {
+        let Some(exponent) = i32::try_from(step).ok().filter(|&s| s > 0) else {
+            bail!("adamw_step: step {step} is out of range, steps count from 1");
+        };
+        Ok(Factors {
+            decay: (1. - settings.lr * settings.weight_decay) as f32,
+            beta1: settings.beta1 as f32,
+            one_minus_beta1: (1. - settings.beta1) as f32,
+            beta2: settings.beta2 as f32,
+            one_minus_beta2: (1. - settings.beta2) as f32,
+            step_size: (settings.lr / (1. - settings.beta1.powi(exponent))) as f32,
+            root: (1. - settings.beta2.powi(exponent)).sqrt() as f32,
+            eps: settings.eps as f32,
+            scale: grad_scale as f32,
+        })
+    }
+}
+
+fn check(p: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor) -> Result<()> {
+    for (name, t) in [("p", p), ("m", m), ("v", v)] {
+        if t.dtype() != DType::F32 || !t.is_contiguous() {
+            bail!("adamw_step: {name} must be a contiguous f32 tensor, got {:?} {:?}", t.dtype(), t.shape());
+        }
+        if t.shape() != p.shape() || grad.shape() != p.shape() {
+            bail!(
+                "adamw_step: shapes differ: p {:?}, {name} {:?}, grad {:?}",
+                p.shape(),
+                t.shape(),
+                grad.shape()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What one step needs of a tensor: as the arguments of [`adamw_step`].
+#[derive(Clone, Copy, Debug)]
+pub struct Update<'a> {
+    /// Master weights, written to.
+    pub p: &'a Tensor,
+    /// First moment, written to.
+    pub m: &'a Tensor,
+    /// Second moment, written to.
+    pub v: &'a Tensor,
+    /// Gradient.
+    pub grad: &'a Tensor,
+}
+
+/// [`adamw_step`] of many tensors; on a GPU in one launch where all gradients are contiguous and float32.
+///
+/// # Errors
+/// As [`adamw_step`].
+pub fn adamw_steps(updates: &[Update<'_>], settings: &AdamW, step: usize, grad_scale: f64) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Some(candle_core::Device::Cuda(dev)) = updates.first().map(|u| u.p.device()) {
+        let all = updates.iter().flat_map(|u| [u.p, u.m, u.v, u.grad]);
+        if crate::cuda::optimizer::alike(all, dev) {
+            updates.iter().try_for_each(|u| check(u.p, u.m, u.v, u.grad))?;
+            let factors = Factors::new(settings, step, grad_scale)?;
+            return crate::cuda::optimizer::adamw_all(updates, dev, &factors);
+        }
+    }
+    for u in updates {
+        adamw_step(u.p, u.m, u.v, u.grad, settings, step, grad_scale)?;
+    }
+    Ok(())
 }
 
 /// The elements of a contiguous `f32` tensor, for writing.

@@ -4,7 +4,7 @@ use crate::config::OptimizerConfig;
 use crate::{Result, TrainError};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use e2llm_kernels::{AdamW, adamw_step, global_norm};
+use e2llm_kernels::{AdamW, Update, adamw_steps, global_norm};
 use std::collections::BTreeMap;
 
 /// Moments of one variable.
@@ -92,12 +92,18 @@ impl Optimizer {
         let scale = (self.max_norm / (norm + 1e-6)).min(1.0);
         let settings = AdamW { lr, ..self.settings };
         self.steps += 1;
-        for (name, gradient) in std::mem::take(&mut self.gradients) {
-            let (Some(var), Some(m)) = (self.vars.get(&name), self.moments.get(&name)) else { continue };
-            let gradient = gradient.contiguous()?;
-            let p = var.as_tensor();
-            adamw_step(p, &m.first, &m.second, &gradient, &settings, self.steps, scale)?;
+        let gradients = std::mem::take(&mut self.gradients);
+        let update = |(name, grad): (&String, &'_ Tensor)| {
+            let (var, m) = (self.vars.get(name)?, self.moments.get(name)?);
+            Some((var.as_tensor(), m, grad.contiguous()))
+        };
+        let mut all = Vec::with_capacity(gradients.len());
+        for (p, m, grad) in gradients.iter().filter_map(update) {
+            all.push((p, m, grad?));
         }
+        let updates: Vec<_> =
+            all.iter().map(|(p, m, grad)| Update { p, m: &m.first, v: &m.second, grad }).collect();
+        adamw_steps(&updates, &settings, self.steps, scale)?;
         Ok(())
     }
 

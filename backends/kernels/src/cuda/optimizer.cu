@@ -19,6 +19,12 @@ template <class T> __device__ void adamw(float* p, float* m, float* v, const T* 
 FOR_TYPES(adamw, ARGS, (p, m, v, g, n, c))
 #undef ARGS
 
+// The step of many tensors at once: a row of `table` is p, m, v, g and the number of elements. Grid: blocks, tensors.
+extern "C" __global__ void adamw_all(const u64* table, Factors c) {
+  const u64* t = table + 5 * blockIdx.y;
+  adamw((float*)t[0], (float*)t[1], (float*)t[2], (const float*)t[3], (i64)t[4], c);
+}
+
 // One partial sum per block, added up in float64 by the host.
 template <class T> __device__ void sum_of_squares(const T* x, float* parts, i64 n) {
   const int N = Pack<T>::N;
@@ -37,3 +43,9 @@ template <class T> __device__ void sum_of_squares(const T* x, float* parts, i64 
 #define ARGS(T) (const T* x, float* parts, i64 n)
 FOR_TYPES(sum_of_squares, ARGS, (x, parts, n))
 #undef ARGS
+
+// The sums of many tensors at once: a row of `table` is x and the number of elements. Grid: parts, tensors.
+extern "C" __global__ void sum_of_squares_all(const u64* table, float* parts) {
+  const u64* t = table + 2 * blockIdx.y;
+  sum_of_squares((const float*)t[0], parts + (i64)blockIdx.y * gridDim.x, (i64)t[1]);
+}
