@@ -19,38 +19,42 @@ const NULL: u64 = 0;
 /// `Params` of the kernel source.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Params {
-    q: [i64; 3],
-    k: [i64; 3],
-    v: [i64; 3],
-    g: [i64; 3],
-    h: i32,
-    hkv: i32,
-    tq: i32,
-    tk: i32,
-    d: i32,
-    causal: i32,
-    offset: i32,
-    splits: i32,
-    split_keys: i32,
-    scale: f32,
+pub(super) struct Params {
+    pub(super) q: [i64; 3],
+    pub(super) k: [i64; 3],
+    pub(super) v: [i64; 3],
+    pub(super) o: [i64; 3],
+    pub(super) g: [i64; 3],
+    pub(super) dq: [i64; 3],
+    pub(super) dk: [i64; 3],
+    pub(super) dv: [i64; 3],
+    pub(super) h: i32,
+    pub(super) hkv: i32,
+    pub(super) tq: i32,
+    pub(super) tk: i32,
+    pub(super) d: i32,
+    pub(super) causal: i32,
+    pub(super) offset: i32,
+    pub(super) splits: i32,
+    pub(super) split_keys: i32,
+    pub(super) scale: f32,
 }
 
 // SAFETY: `repr(C)`, only numbers, in the order of the struct in the kernel source.
 unsafe impl DeviceRepr for Params {}
 
 /// Tile sizes for an element type and head size, as the constants D, M, N and B of the kernel source.
-struct Tiles {
+pub(super) struct Tiles {
     d: usize,
-    rows: usize,
-    keys: usize,
-    queries: usize,
+    pub(super) rows: usize,
+    pub(super) keys: usize,
+    pub(super) queries: usize,
     wide: bool,
     element: usize,
 }
 
 impl Tiles {
-    fn new<T: GpuElement>(d: usize) -> Result<Self> {
+    pub(super) fn new<T: GpuElement>(d: usize) -> Result<Self> {
         let Some(padded) = [32, 64, 128].into_iter().find(|&p| d <= p) else {
             bail!("attention: head size {d} is not supported on a gpu (at most 128)");
         };
@@ -61,11 +65,11 @@ impl Tiles {
         Ok(Self { d: padded, rows: tile, keys: tile, queries, wide, element })
     }
 
-    fn threads(&self) -> u32 {
+    pub(super) fn threads(&self) -> u32 {
         2 * self.rows as u32
     }
 
-    fn function<T: GpuElement>(&self, dev: &CudaDevice, name: &str) -> Result<Kernel> {
+    pub(super) fn function<T: GpuElement>(&self, dev: &CudaDevice, name: &str) -> Result<Kernel> {
         let Self { d, rows, keys, queries, wide, .. } = self;
         let definitions = format!(
             "{}typedef {} T;\nconstexpr int D = {d}, M = {rows}, N = {keys}, B = {queries};\n",
@@ -76,7 +80,7 @@ impl Tiles {
     }
 
     /// Bytes of shared memory for `rows` tile rows and, for float32, scores against `columns` columns.
-    fn shared(&self, rows: usize, columns: usize) -> usize {
+    pub(super) fn shared(&self, rows: usize, columns: usize) -> usize {
         let scratch = if self.wide { self.rows * (columns + 1) } else { 0 };
         (rows * (self.d + 16 / self.element) + scratch) * self.element
     }
@@ -88,11 +92,16 @@ fn strides(layout: &Layout) -> [i64; 3] {
 
 fn parameters(op: &Attention, q: &Layout, k: &Layout, v: &Layout) -> Result<Params> {
     let Size { h, hkv, tq, tk, d, .. } = op.size;
+    let heads_first = |heads: usize, t: usize| [heads * t * d, t * d, d].map(|n| n as i64);
     Ok(Params {
         q: strides(q),
         k: strides(k),
         v: strides(v),
+        o: [tq * h * d, d, h * d].map(|n| n as i64),
         g: [0; 3],
+        dq: heads_first(h, tq),
+        dk: heads_first(hkv, tk),
+        dv: heads_first(hkv, tk),
         h: int(h)?,
         hkv: int(hkv)?,
         tq: int(tq)?,
@@ -199,7 +208,7 @@ fn gradients_of<T: GpuElement>(
     let f = tiles.function::<T>(dev, "attention_delta")?;
     let (count, mut args) = (rows as i64, f.builder());
     args.arg(&ov).arg(&gv).arg(&mut delta).arg(&count).arg(&p);
-    launch(&mut args, over(rows * 32))?;
+    launch(&mut args, over(rows * 8))?;
 
     let mut dq = alloc::<T>(dev, rows * d)?;
     let f = tiles.function::<T>(dev, "attention_queries")?;

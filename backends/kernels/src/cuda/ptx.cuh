@@ -32,5 +32,19 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const
                : "memory");
 }
 
+// 2^x to within two units of the last place; results below the normal range are zero.
+__device__ __forceinline__ float power_of_2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Starts a copy of 16 bytes to shared memory, zeros unless `valid`; `copied` waits for all that a thread has started.
+__device__ __forceinline__ void copy_16(void* shared, const void* global, bool valid) {
+  unsigned to = (unsigned)__cvta_generic_to_shared(shared), bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copied() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // The block's dynamic shared memory.
 #define SHARED(name) extern __shared__ __align__(16) unsigned char name[]
