@@ -5,7 +5,7 @@
 
 use crate::adapter::Adapter;
 use crate::config::E2llmConfig;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use e2llm_kernels::{IGNORED, gather_rows};
 use e2llm_lm::{BertEncoder, Generation, Llama, LmError, Segment};
 
@@ -187,7 +187,8 @@ impl E2llmModel {
         let logits = self.decoder.logits(&hidden)?;
         let (rows, targets) = inputs.predictions();
         let kept = gather_rows(&logits.flatten(0, 1)?, &rows)?;
-        Ok((cross_entropy(&kept, targets)?.mean()?, logits))
+        let loss = answer_loss(targets, logits.device(), |t| e2llm_kernels::cross_entropy(&kept, t))?;
+        Ok((loss.mean()?, logits))
     }
 
     /// Cross-entropy of the batch's answer tokens; logits are made at their positions only.
@@ -199,7 +200,7 @@ impl E2llmModel {
         let hidden = self.decoder.forward_hidden(&inputs.embeddings, Some(&inputs.lengths), None)?;
         let (rows, targets) = inputs.predictions();
         let kept = gather_rows(&hidden.flatten(0, 1)?, &rows)?;
-        cross_entropy(&self.decoder.logits(&kept)?, targets)
+        answer_loss(targets, kept.device(), |targets| self.decoder.cross_entropy(&kept, targets))
     }
 
     /// Greedy continuation of an example's prompt (its answer is not read), at most `max_new_tokens` ids. Any of the
@@ -237,13 +238,15 @@ fn indices(rows: Vec<u32>, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(rows, n, device)
 }
 
-/// `logits: [N, V]` against N target ids.
-fn cross_entropy(logits: &Tensor, targets: Vec<u32>) -> Result<AnswerLoss> {
+/// The summed cross-entropy of the target ids, which `sum` computes.
+fn answer_loss(
+    targets: Vec<u32>,
+    device: &Device,
+    sum: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<AnswerLoss> {
     let tokens = targets.len();
     if tokens == 0 {
         bail!("a batch without an answer token has no loss");
     }
-    let targets = indices(targets, logits.device())?;
-    debug_assert_eq!(targets.dtype(), DType::U32);
-    Ok(AnswerLoss { sum: e2llm_kernels::cross_entropy(logits, &targets)?, tokens })
+    Ok(AnswerLoss { sum: sum(&indices(targets, device)?)?, tokens })
 }

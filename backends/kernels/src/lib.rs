@@ -21,6 +21,7 @@ mod host;
 mod linear;
 mod loss;
 mod memory;
+mod node;
 mod norm;
 mod optimizer;
 mod rope;
@@ -30,6 +31,8 @@ pub use activation::{gelu, silu_mul};
 pub use attention::{Mask, attention, attention_rows};
 pub use cache::{RowLengths, store_last};
 pub use checkpoint::checkpoint;
+#[cfg(feature = "cuda")]
+pub use cuda::layer::{Adapted, DecoderLayer, EncoderLayer, head_loss};
 pub use gather::gather_rows;
 pub use linear::linear;
 pub use loss::{IGNORED, cross_entropy};

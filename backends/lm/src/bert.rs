@@ -85,6 +85,11 @@ impl Norm {
         Ok(Self { weight: part("weight")?, bias: part("bias")?, eps })
     }
 
+    #[cfg(feature = "cuda")]
+    fn parts(&self) -> (&Tensor, &Tensor, f64) {
+        (&self.weight, &self.bias, self.eps)
+    }
+
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         e2llm_kernels::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
@@ -129,6 +134,22 @@ impl Layer {
     fn linears_mut(&mut self) -> [&mut Linear; 6] {
         let Self { query, key, value, attention_out, inner, outer, .. } = self;
         [query, key, value, attention_out, inner, outer]
+    }
+
+    /// The layer as one operation of the GPU, where it is trained in bf16 there.
+    #[cfg(feature = "cuda")]
+    fn whole(&self, x: &Tensor) -> Option<e2llm_kernels::EncoderLayer<'_>> {
+        let head_dim = x.dims().last()? / self.heads.max(1);
+        if !crate::whole_layers::fit(x, head_dim, &self.linears()) {
+            return None;
+        }
+        let linears: Option<Vec<_>> = self.linears().into_iter().map(Linear::adapted).collect();
+        Some(e2llm_kernels::EncoderLayer {
+            attention_norm: self.attention_norm.parts(),
+            norm: self.norm.parts(),
+            linears: linears?.try_into().ok()?,
+            heads: self.heads,
+        })
     }
 
     fn lora_tensors(&self) -> Vec<Tensor> {
@@ -261,7 +282,14 @@ impl BertEncoder {
         let positions = self.positions.narrow(0, self.config.position_offset(), longest)?;
         let places = positions.broadcast_add(&self.segment)?;
         let mut x = self.norm.forward(&words.broadcast_add(&places)?)?;
+        #[cfg(feature = "cuda")]
+        let whole = crate::whole_layers::Batch::new(&x, Some(&lengths))?;
         for layer in &self.layers {
+            #[cfg(feature = "cuda")]
+            if let Some(parts) = layer.whole(&x) {
+                x = parts.forward(&x, whole.lengths(), !self.checkpointing)?;
+                continue;
+            }
             x = if self.checkpointing {
                 checkpointed(layer, &x, &lengths)?
             } else {

@@ -39,6 +39,8 @@ mod tensor_store;
 mod text_stream;
 mod tokenizer;
 mod weights;
+#[cfg(feature = "cuda")]
+mod whole_layers;
 
 pub use batch::{Ask, generate_batch};
 pub use bert::BertEncoder;

@@ -106,6 +106,24 @@ impl Linear {
         y + update
     }
 
+    /// The layer in the form that whole layers on a GPU are made of, if it fits there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn adapted(&self) -> Option<e2llm_kernels::Adapted> {
+        let Weight::Dense(weight) = &self.weight else { return None };
+        let lora = self.lora.as_ref().map(|l| (l.a.clone(), l.b.clone(), l.scaling));
+        let adapted = e2llm_kernels::Adapted { weight: weight.clone(), bias: self.bias.clone(), lora };
+        adapted.is_supported().then_some(adapted)
+    }
+
+    /// The dense weight of a layer that is nothing else.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn plain(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) if self.bias.is_none() && self.lora.is_none() => Some(weight),
+            _ => None,
+        }
+    }
+
     /// The low-rank update, where there is one.
     pub fn lora(&self) -> Option<&Lora> {
         self.lora.as_ref()

@@ -147,6 +147,25 @@ impl Layer {
         Ok(copy)
     }
 
+    /// The layer as one operation of the GPU, where it is trained in bf16 there.
+    #[cfg(feature = "cuda")]
+    fn whole(&self, x: &Tensor) -> Option<e2llm_kernels::DecoderLayer<'_>> {
+        if self.head_norms.is_some() || !crate::whole_layers::fit(x, self.head_dim, &self.linears()) {
+            return None;
+        }
+        let linears: Option<Vec<_>> = self.linears().into_iter().map(Linear::adapted).collect();
+        let linears: [e2llm_kernels::Adapted; 7] = linears?.try_into().ok()?;
+        let heads = |l: &e2llm_kernels::Adapted| l.weight.dims()[0] / self.head_dim;
+        Some(e2llm_kernels::DecoderLayer {
+            input_norm: &self.input_norm,
+            post_norm: &self.post_norm,
+            heads: heads(&linears[0]),
+            kv_heads: heads(&linears[1]),
+            linears,
+            eps: self.eps,
+        })
+    }
+
     /// `[B, T, H * d]` to `[B, H, T, d]`.
     fn split(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (b, t, width) = x.dims3()?;
@@ -313,7 +332,14 @@ impl Llama {
             memory.advance(t);
         } else {
             let (cos, sin) = self.rope.tables(0, t, t)?;
+            #[cfg(feature = "cuda")]
+            let whole = crate::whole_layers::Batch::new(&x, lengths)?;
             for layer in &self.layers {
+                #[cfg(feature = "cuda")]
+                if let Some(parts) = layer.whole(&x) {
+                    x = parts.forward(&x, (&cos, &sin), whole.lengths(), !self.checkpointing)?;
+                    continue;
+                }
                 x = if self.checkpointing {
                     checkpointed(layer, &x, (&cos, &sin), lengths)?
                 } else {
@@ -342,6 +368,21 @@ impl Llama {
     /// Shapes that do not fit.
     pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
         self.head.forward(hidden)
+    }
+
+    /// Sum of the cross-entropies of the ids `targets` (`[N]`, u32) that follow normalised hidden states `[N, D]`, in
+    /// nats, as a scalar with its gradient.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn cross_entropy(&self, hidden: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(weight) = self.head.plain()
+            && let Some(loss) = e2llm_kernels::head_loss(hidden, weight, targets)?
+        {
+            return Ok(loss);
+        }
+        e2llm_kernels::cross_entropy(&self.logits(hidden)?, targets)
     }
 
     /// Adds every adapter to its weight (which becomes dense), for faster inference.

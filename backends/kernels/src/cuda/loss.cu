@@ -93,3 +93,29 @@ __device__ void cross_entropy_backward(const T* x, const u32* targets, const flo
 #define ARGS(T) (const T* x, const u32* targets, const float* lse, const float* g, T* dx, i64 rows, i64 n)
 FOR_TYPES(cross_entropy_backward, ARGS, (x, targets, lse, g, dx, rows, n))
 #undef ARGS
+
+// Loss of each row and, where `train` is set, the gradient of the sum of losses in place of the logits.
+template <class T> __device__ void cross_entropy_in_place(T* x, const u32* targets, float* losses, i64 rows, i64 n, int train) {
+  const int N = Pack<T>::N;
+  bool packs = n % N == 0 && aligned(x);
+  for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    u32 target = targets[row];
+    T* xr = x + row * n;
+    float value = 0.f, at = 0.f;
+    if (target != IGNORED) {
+      // Read before any thread writes: the reductions in between are barriers.
+      at = target < n ? widen(xr[target]) : __int_as_float(0x7fc00000);
+      value = packs ? row_log_sum_exp<T, N>(xr, n) : row_log_sum_exp<T, 1>(xr, n);
+    }
+    if (threadIdx.x == 0) losses[row] = value - at;
+    if (!train) continue;
+    if (packs)
+      row_gradient<T, N>(xr, xr, n, target, value, 1.f);
+    else
+      row_gradient<T, 1>(xr, xr, n, target, value, 1.f);
+  }
+}
+
+#define ARGS(T) (T* x, const u32* targets, float* losses, i64 rows, i64 n, int train)
+FOR_TYPES(cross_entropy_in_place, ARGS, (x, targets, losses, rows, n, train))
+#undef ARGS

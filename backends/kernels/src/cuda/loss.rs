@@ -1,7 +1,7 @@
 //! Cross-entropy.
 
-use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
-use candle_core::{CudaStorage, Layout, Result, Tensor, backend::BackendStorage};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor, backend::BackendStorage};
 
 use super::{Module, alloc, blocks, for_gpu_dtype, function, gpu, kernel, launch, storage, tensor, view};
 
@@ -25,12 +25,33 @@ pub(crate) fn cross_entropy(
         args.arg(&x).arg(&targets).arg(&mut lse).arg(&mut losses).arg(&rows).arg(&width);
         launch(&mut args, blocks(n.min(65_535), THREADS))?;
     });
-    let mut total = alloc::<f32>(dev, 1)?;
+    Ok((storage(sum(dev, &losses)?, dev), tensor(lse, n, dev)))
+}
+
+/// The sum of all losses.
+pub(crate) fn sum(dev: &CudaDevice, losses: &CudaSlice<f32>) -> Result<CudaSlice<f32>> {
+    let (rows, mut total) = (losses.len() as i64, alloc::<f32>(dev, 1)?);
     let f = function(dev, LOSS, "", "", "sum_losses")?;
     let mut args = f.builder();
-    args.arg(&losses).arg(&mut total).arg(&rows);
+    args.arg(losses).arg(&mut total).arg(&rows);
     launch(&mut args, blocks(1, 1024))?;
-    Ok((storage(total, dev), tensor(lse, n, dev)))
+    Ok(total)
+}
+
+/// The losses of bf16 logits at an address and, if `train`, the gradient of their sum in place of the logits. Targets
+/// and losses are addresses too.
+pub(crate) fn in_place(
+    dev: &CudaDevice,
+    logits: u64,
+    (targets, losses): (u64, u64),
+    (n, v): (usize, usize),
+    train: bool,
+) -> Result<()> {
+    let (rows, width, train) = (n as i64, v as i64, i32::from(train));
+    let f = kernel::<half::bf16>(dev, LOSS, "cross_entropy_in_place")?;
+    let mut args = f.builder();
+    args.arg(&logits).arg(&targets).arg(&losses).arg(&rows).arg(&width).arg(&train);
+    launch(&mut args, blocks(n.min(65_535), THREADS))
 }
 
 /// Gradient of the logits; `g` is the gradient of the loss, read on the device.

@@ -44,5 +44,5 @@ pub(super) fn answer_loss(decoder: &Llama, batch: &[Sequence]) -> candle_core::R
     let embedded = decoder.embed(&ids)?.reshape((batch.len(), longest, ()))?;
     let hidden = decoder.forward_hidden(&embedded, Some(&lengths), None)?;
     let kept = e2llm_kernels::gather_rows(&hidden.flatten(0, 1)?, &rows)?;
-    e2llm_kernels::cross_entropy(&decoder.logits(&kept)?, &Tensor::from_vec(targets, n, decoder.device())?)
+    decoder.cross_entropy(&kept, &Tensor::from_vec(targets, n, decoder.device())?)
 }

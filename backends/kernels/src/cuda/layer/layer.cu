@@ -1,0 +1,282 @@
+// What stands between the products of a layer, in bf16. Matrices are row-major; `xs`, `ys` and the like are elements
+// from a row to the next. All widths, strides and addresses are multiples of 8 elements, and rows of up to 2048 stay in
+// registers: C packs of 8 per lane, one warp per row.
+
+typedef bf16 T;
+typedef Pack<bf16> P8;
+
+// Rows [weight | scaling b | bias | 0] of a widened weight, and the rows of its `a`, rounded. Grid: rows of both.
+extern "C" __global__ void assemble(const T* weight, const float* a, const float* b, const T* bias, T* wide, T* low,
+                                    int n, int k, int r, int stride, int column, int bias_column, float scaling) {
+  for (int row = blockIdx.x; row < n + r; row += gridDim.x) {
+    if (row >= n) {
+      for (int c = threadIdx.x; c < k; c += blockDim.x) low[(i64)(row - n) * k + c] = Narrow<T>::of(a[(i64)(row - n) * k + c]);
+      continue;
+    }
+    const P8* from = (const P8*)(weight + (i64)row * k);
+    P8* to = (P8*)(wide + (i64)row * stride);
+    for (int c = threadIdx.x; c < k / 8; c += blockDim.x) to[c] = from[c];
+    for (int c = k + threadIdx.x; c < stride; c += blockDim.x) {
+      int j = c - k - column;
+      float v = 0.f;
+      if (j >= 0 && j < r) v = scaling * b[(i64)row * r + j];
+      if (bias && c == bias_column) v = widen(bias[row]);
+      wide[(i64)row * stride + c] = Narrow<T>::of(v);
+    }
+  }
+}
+
+// Columns from `from` on: `first`, then zeros.
+extern "C" __global__ void fill_tail(T* y, i64 rows, int ys, int from, float first) {
+  int count = ys - from;
+  for (i64 i = thread_index(); i < rows * count; i += thread_count())
+    y[i / count * ys + from + i % count] = Narrow<T>::of(i % count ? 0.f : first);
+}
+
+// out = x (+ y).
+extern "C" __global__ void add_rows(const T* x, const T* y, T* out, i64 rows, int d, int xs, int ys, int os) {
+  int chunks = d / 8;
+  for (i64 i = thread_index(); i < rows * chunks; i += thread_count()) {
+    i64 row = i / chunks;
+    int c = (int)(i % chunks) * 8;
+    float a[8], b[8];
+    load<8>(x + row * xs + c, a);
+    if (y) {
+      load<8>(y + row * ys + c, b);
+#pragma unroll
+      for (int j = 0; j < 8; j++) a[j] += b[j];
+    }
+    store<8>(out + row * os + c, a);
+  }
+}
+
+// x *= factor, a number on the device.
+extern "C" __global__ void scale_rows(T* x, const float* factor, i64 packs) {
+  for (i64 i = thread_index(); i < packs; i += thread_count()) {
+    float v[8];
+    load<8>(x + 8 * i, v);
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] *= *factor;
+    store<8>(x + 8 * i, v);
+  }
+}
+
+// mean (0 unless centred) and reciprocal deviation of a row of d elements in registers.
+template <int C> __device__ __forceinline__ void row_moments(const float (&v)[C][8], int d, bool centred, float eps, float& mean, float& r) {
+  int lane = threadIdx.x % 32;
+  mean = 0.f;
+  if (centred) {
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < C; i++)
+#pragma unroll
+      for (int j = 0; j < 8; j++) sum += v[i][j];
+    mean = warp_sum(sum) / d;
+  }
+  float squares = 0.f;
+#pragma unroll
+  for (int i = 0; i < C; i++)
+    if ((32 * i + lane) * 8 < d)
+#pragma unroll
+      for (int j = 0; j < 8; j++) squares += (v[i][j] - mean) * (v[i][j] - mean);
+  r = rsqrtf(warp_sum(squares) / d + eps);
+}
+
+template <int C> __device__ __forceinline__ void load_row(const T* x, int d, float (&v)[C][8]) {
+  int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < C; i++) {
+    if ((32 * i + lane) * 8 < d) {
+      load<8>(x + (32 * i + lane) * 8, v[i]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; j++) v[i][j] = 0.f;
+    }
+  }
+}
+
+// y = norm(x + add), a layer norm where there is a bias, an RMS norm otherwise; the rounded sum goes to `sum`.
+template <int C>
+__device__ __forceinline__ void norm(const T* x, const T* add, T* sum, const T* w, const T* bias, T* y, i64 rows, int d, int xs, int as,
+                     int ss, int ys, float eps) {
+  int lane = threadIdx.x % 32;
+  for (i64 row = thread_index() / 32; row < rows; row += thread_count() / 32) {
+    float v[C][8], mean, r;
+    load_row(x + row * xs, d, v);
+    if (add) {
+#pragma unroll
+      for (int i = 0; i < C; i++) {
+        int c = (32 * i + lane) * 8;
+        if (c >= d) continue;
+        float a[8];
+        load<8>(add + row * as + c, a);
+        P8 pack;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          pack.v[j] = Narrow<T>::of(v[i][j] + a[j]);
+          v[i][j] = widen(pack.v[j]);
+        }
+        *(P8*)(sum + row * ss + c) = pack;
+      }
+    }
+    row_moments(v, d, bias != 0, eps, mean, r);
+#pragma unroll
+    for (int i = 0; i < C; i++) {
+      int c = (32 * i + lane) * 8;
+      if (c >= d) continue;
+      float wv[8], bv[8];
+      load<8>(w + c, wv);
+      if (bias) load<8>(bias + c, bv);
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        float normal = (v[i][j] - mean) * r;
+        v[i][j] = bias ? normal * wv[j] + bv[j] : widen(Narrow<T>::of(normal)) * wv[j];
+      }
+      store<8>(y + row * ys + c, v[i]);
+    }
+  }
+}
+
+// dx = the norm's gradient (+ add), for the gradient g of its value.
+template <int C>
+__device__ __forceinline__ void norm_backward(const T* x, const T* w, const T* g, const T* add, T* dx, i64 rows, int d, int xs, int gs,
+                              int as, int ds, float eps, int centred) {
+  int lane = threadIdx.x % 32;
+  for (i64 row = thread_index() / 32; row < rows; row += thread_count() / 32) {
+    float v[C][8], gw[C][8], mean, r, along = 0.f, shift = 0.f;
+    load_row(x + row * xs, d, v);
+    load_row(g + row * gs, d, gw);
+    row_moments(v, d, centred, eps, mean, r);
+#pragma unroll
+    for (int i = 0; i < C; i++) {
+      int c = (32 * i + lane) * 8;
+      if (c >= d) continue;
+      float wv[8];
+      load<8>(w + c, wv);
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        gw[i][j] *= wv[j];
+        along += gw[i][j] * (v[i][j] - mean);
+        shift += gw[i][j];
+      }
+    }
+    along = warp_sum(along) * r / d;
+    shift = centred ? warp_sum(shift) / d : 0.f;
+#pragma unroll
+    for (int i = 0; i < C; i++) {
+      int c = (32 * i + lane) * 8;
+      if (c >= d) continue;
+      float a[8] = {};
+      if (add) load<8>(add + row * as + c, a);
+#pragma unroll
+      for (int j = 0; j < 8; j++) a[j] += (gw[i][j] - shift - (v[i][j] - mean) * r * along) * r;
+      store<8>(dx + row * ds + c, a);
+    }
+  }
+}
+
+#define NORMS(C)                                                                                                       \
+  extern "C" __global__ void __launch_bounds__(128)                                                                    \
+      norm_##C(const T* x, const T* add, T* sum, const T* w, const T* bias, T* y, i64 rows, int d, int xs, int as,     \
+               int ss, int ys, float eps) {                                                                            \
+    norm<C>(x, add, sum, w, bias, y, rows, d, xs, as, ss, ys, eps);                                                    \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(128)                                                                    \
+      norm_backward_##C(const T* x, const T* w, const T* g, const T* add, T* dx, i64 rows, int d, int xs, int gs,      \
+                        int as, int ds, float eps, int centred) {                                                      \
+    norm_backward<C>(x, w, g, add, dx, rows, d, xs, gs, as, ds, eps, centred);                                         \
+  }
+NORMS(1)
+NORMS(2)
+NORMS(3)
+NORMS(4)
+NORMS(8)
+
+// Rotates the first `heads` heads of every row in place, by the negative angle if `sign` is -1. Rows are positions
+// 0..t of one sequence after the other.
+extern "C" __global__ void rope_rows(T* x, const float* cos, const float* sin, i64 rows, int xs, int t, int heads,
+                                     int d, float sign) {
+  int half = d / 2, chunks = half / 8;
+  for (i64 i = thread_index(); i < rows * heads * chunks; i += thread_count()) {
+    i64 row = i / (heads * chunks);
+    int rest = (int)(i % (heads * chunks)), c = rest % chunks * 8, time = (int)(row % t);
+    T* p = x + row * xs + rest / chunks * d + c;
+    float a[8], b[8], y1[8], y2[8];
+    load<8>(p, a);
+    load<8>(p + half, b);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      float co = cos[(i64)time * half + c + j], si = sign * sin[(i64)time * half + c + j];
+      y1[j] = a[j] * co - b[j] * si;
+      y2[j] = b[j] * co + a[j] * si;
+    }
+    store<8>(p, y1);
+    store<8>(p + half, y2);
+  }
+}
+
+__device__ __forceinline__ float logistic(float x) { return 1.f / (1.f + __expf(-x)); }
+
+// y = silu(gate) up, where a row of x is [gate | up], m each.
+extern "C" __global__ void gated(const T* x, T* y, i64 rows, int m, int ys) {
+  int chunks = m / 8;
+  for (i64 i = thread_index(); i < rows * chunks; i += thread_count()) {
+    i64 row = i / chunks;
+    int c = (int)(i % chunks) * 8;
+    float z[8], u[8];
+    load<8>(x + row * 2 * m + c, z);
+    load<8>(x + row * 2 * m + m + c, u);
+#pragma unroll
+    for (int j = 0; j < 8; j++) z[j] *= logistic(z[j]) * u[j];
+    store<8>(y + row * ys + c, z);
+  }
+}
+
+extern "C" __global__ void gated_backward(const T* x, const T* g, T* dx, i64 rows, int m, int gs) {
+  int chunks = m / 8;
+  for (i64 i = thread_index(); i < rows * chunks; i += thread_count()) {
+    i64 row = i / chunks;
+    int c = (int)(i % chunks) * 8;
+    float z[8], u[8], gv[8];
+    load<8>(x + row * 2 * m + c, z);
+    load<8>(x + row * 2 * m + m + c, u);
+    load<8>(g + row * gs + c, gv);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      float s = logistic(z[j]), zj = z[j];
+      z[j] = gv[j] * u[j] * s * (1.f + zj * (1.f - s));
+      u[j] = gv[j] * zj * s;
+    }
+    store<8>(dx + row * 2 * m + c, z);
+    store<8>(dx + row * 2 * m + m + c, u);
+  }
+}
+
+// y = x Phi(x), and its gradient.
+extern "C" __global__ void gelu_rows(const T* x, T* y, i64 rows, int m, int ys) {
+  int chunks = m / 8;
+  for (i64 i = thread_index(); i < rows * chunks; i += thread_count()) {
+    i64 row = i / chunks;
+    int c = (int)(i % chunks) * 8;
+    float v[8];
+    load<8>(x + row * m + c, v);
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] *= 0.5f * erfcf(-v[j] * 0.707106781f);
+    store<8>(y + row * ys + c, v);
+  }
+}
+
+extern "C" __global__ void gelu_rows_backward(const T* x, const T* g, T* dx, i64 rows, int m, int gs) {
+  int chunks = m / 8;
+  for (i64 i = thread_index(); i < rows * chunks; i += thread_count()) {
+    i64 row = i / chunks;
+    int c = (int)(i % chunks) * 8;
+    float v[8], gv[8];
+    load<8>(x + row * m + c, v);
+    load<8>(g + row * gs + c, gv);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      v[j] = gv[j] * (0.5f * erfcf(-v[j] * 0.707106781f) + v[j] * 0.398942280f * __expf(-0.5f * v[j] * v[j]));
+    store<8>(dx + row * m + c, v);
+  }
+}
