@@ -140,6 +140,22 @@ fn an_answer_can_be_chosen_by_likelihood() {
 }
 
 #[test]
+fn the_hash_of_a_wording_does_not_depend_on_the_samples() {
+    let dir = tempdir().unwrap();
+    let hash = |limit: &str| {
+        let out = dir.path().join(limit);
+        let vt = ["--task-option", "ruler.tasks=vt", "--task-option", "ruler.lengths=1k", "--limit", limit];
+        let run = ["run", "--tasks", "ruler", "--backend", "echo", "-q", "--out", arg(&out)];
+        bench(&[&run[..], &vt].concat()).code(0);
+        let meta = results(&out)["tasks"][0]["meta"].clone();
+        assert_eq!(meta["prompt_style"], "e2llm");
+        meta["prompt_hash"].clone()
+    };
+    // every sample's answer is begun with words of its own
+    assert_eq!(hash("1"), hash("3"));
+}
+
+#[test]
 fn a_wording_that_is_not_there_is_named() {
     let dir = tempdir().unwrap();
     let out = dir.path().join("run");

@@ -135,9 +135,11 @@ impl TaskPlan {
                 .text("generation", &json(&generation)?)
                 .text("plugin", &task.plugin_sha256);
             samples.push(Planned { key: key.finish() });
-            // an official template is known by its own hash, which others can check
+            // an official template is known by its own hash, which others can check; the beginning of an answer may
+            // name what is asked, and a wording must not depend on which samples are run
             wordings.insert(if prompt.template_sha256.is_empty() {
-                json(&(&prompt.style, &prompt.template, &prompt.stop, &prompt.answer_prefix))?
+                let begun = !prompt.answer_prefix.is_empty();
+                json(&(&prompt.style, &prompt.template, &prompt.stop, begun))?
             } else {
                 prompt.template_sha256
             });

@@ -37,7 +37,7 @@ pub struct TaskEntry {
     pub sample_data: bool,
     /// Which wording its prompts have.
     pub prompt_style: String,
-    /// Hash of the wording: template, stop strings, answer prefix; or that of the official template.
+    /// Hash of the wording: template, stop strings, whether the answer is begun; or that of the official template.
     pub prompt_hash: String,
     /// Metric ids to report, in order.
     pub metrics: Vec<String>,
