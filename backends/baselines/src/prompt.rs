@@ -5,6 +5,9 @@ use e2llm_backend::{BackendError, ErrorKind, Prompt, Usage};
 use e2llm_lm::Segment;
 use std::ops::Range;
 
+/// Why a prompt is refused, and what can be done.
+const TOO_LONG: &str = "the whole prompt does not fit (a method that shortens or streams it, or a stretched window, would take it)";
+
 /// A prompt of which nothing is cut.
 pub(crate) struct Whole {
     pub(crate) ids: Vec<u32>,
@@ -59,7 +62,7 @@ impl Whole {
     /// The prompt, all of which the window must hold.
     pub(crate) fn within_window(self, decoder: &Decoder, room: usize) -> Result<Prepared, BackendError> {
         if self.ids.len() + room > decoder.window {
-            return Err(decoder.too_long("the whole prompt does not fit", self.ids.len(), room));
+            return Err(decoder.too_long(TOO_LONG, self.ids.len(), room));
         }
         let usage = self.usage();
         Ok(Prepared::new(vec![Segment::Ids(self.ids)], usage))

@@ -274,7 +274,8 @@ impl LongLlmLingua {
             let ids = decoder.wrap(&prompt.render_with(&text), prompt)?;
             let seen = thinned.iter().flat_map(|t| &t.keep).filter(|keep| **keep).count();
             if ids.len() <= most {
-                let all: usize = tokens.iter().sum();
+                // Chunks can have a token more together than the whole, which other methods count.
+                let all = decoder.tokenizer.encode(context, false)?.len().max(seen);
                 let usage = Usage {
                     prompt_tokens: ids.len() as u64,
                     context_tokens: all as u64,
