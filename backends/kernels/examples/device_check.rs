@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use e2llm_kernels::{
-    AdamW, Adapted, DecoderLayer, EncoderLayer, IGNORED, Mask, Update, adamw_step, adamw_steps, attention,
-    checkpoint, cross_entropy, gelu, global_norm, head_loss, layer_norm, linear, rms_norm, rope, silu_mul,
+    AdamW, Adapted, DecoderLayer, EncoderLayer, IGNORED, Mask, RowLengths, Update, adamw_step, adamw_steps,
+    attention, checkpoint, cross_entropy, gelu, global_norm, head_loss, layer_norm, linear, rms_norm, rope,
+    silu_mul, store_last,
 };
 
 struct Checker {
@@ -249,6 +250,33 @@ fn attentions(c: &mut Checker) -> Result<()> {
                 )
             })?;
         }
+    }
+    Ok(())
+}
+
+/// New positions of sequences of different lengths, stored into their cache and attended to.
+fn side_by_side(c: &mut Checker) -> Result<()> {
+    for (h, hkv, room, d, lengths) in [
+        (9, 3, 700, 64, vec![1, 700, 333]),
+        (32, 8, 2100, 128, vec![2049, 17]),
+        (4, 4, 5, 20, vec![5, 2, 1, 4, 3, 5]),
+    ] {
+        let b = lengths.len();
+        let name = format!("rows {b}x{h}({hkv})x{room}x{d}");
+        let new = |heads: usize| randn(&[1, heads, b, d]);
+        let cache = || randn(&[b + 1, hkv, room, d]);
+        let inputs = [new(h)?, new(hkv)?, new(hkv)?, cache()?, cache()?];
+        c.check(&name, &inputs, 1, |t| {
+            let lengths = RowLengths::new(lengths.clone(), t[0].device())?;
+            // A copy, or the next type would find the positions of this one; its first rows are in use.
+            let fill = |cache: &Tensor, new: &Tensor| -> Result<Tensor> {
+                let cache = cache.force_contiguous()?.narrow(0, 0, b)?;
+                store_last(&cache, &new.transpose(0, 2)?, &lengths)?;
+                cache.narrow(2, 0, lengths.longest())
+            };
+            let (k, v) = (fill(&t[3], &t[1])?, fill(&t[4], &t[2])?);
+            attention(&t[0].transpose(0, 2)?, &k, &v, Mask::Rows(&lengths), 1. / (d as f64).sqrt())
+        })?;
     }
     Ok(())
 }
@@ -625,6 +653,7 @@ fn main() -> Result<ExitCode> {
     // A query that sees one key has no gradient: what is left there is rounding.
     c.floor = 0.3;
     attentions(&mut c)?;
+    side_by_side(&mut c)?;
     c.floor = 0.;
     training(&mut c)?;
     // Every one of a layer's dozen steps rounds; the graph of small operations, checked beside it, is no nearer.

@@ -543,6 +543,9 @@ pub struct BenchArgs {
     /// Encoder tokens of the longest context; the shortest has 4096, each other one four times the one before
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub max_context: usize,
+    /// Examples that `decode` answers side by side
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
     /// Add LoRA updates to the weights for inference instead of computing them beside
     #[arg(long)]
     pub merge_lora: bool,

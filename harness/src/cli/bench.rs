@@ -22,6 +22,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Exit> {
         precision: args.dtype.parse().map_err(|e: e2llm_lm::LmError| Failure::usage(e.to_string()))?,
         repeats: args.repeats,
         max_context: args.max_context,
+        batch: args.batch,
         merge_lora: args.merge_lora,
         checkpointing: args.checkpointing,
         seed: args.seed,

@@ -24,7 +24,7 @@ pub enum Bench {
     Encode,
     /// Embeddings of a prompt to the logits behind it.
     Prefill,
-    /// Chunks to an answer, token by token, one example at a time.
+    /// Chunks to an answer, token by token.
     Decode,
     /// A step of the optimiser: loss, gradients, clipping, AdamW.
     Train,
@@ -73,6 +73,8 @@ pub struct BenchSettings {
     pub repeats: usize,
     /// Tokens of the longest context.
     pub max_context: usize,
+    /// Examples that are decoded side by side; everything else takes one at a time, as the reference does.
+    pub batch: usize,
     /// Whether LoRA updates are added to the weights for inference; the reference keeps them beside.
     pub merge_lora: bool,
     /// Whether training computes layers again in the backward pass instead of keeping their activations.
@@ -86,8 +88,9 @@ pub struct BenchSettings {
 /// # Errors
 /// Any other failure of model or device.
 pub fn bench(settings: &BenchSettings, benches: &[Bench], each: &mut dyn FnMut(Row)) -> Result<()> {
-    if settings.repeats == 0 {
-        return Err(TrainError::Config("no repeats: at least one run must be measured".into()));
+    if settings.repeats == 0 || settings.batch == 0 {
+        let message = "no repeats, or a batch of none: at least one run of one example must be measured";
+        return Err(TrainError::Config(message.into()));
     }
     let mut subject: Option<Subject<'_>> = None;
     for &bench in benches {
@@ -125,6 +128,7 @@ mod tests {
             precision: Precision::F32,
             repeats: 2,
             max_context: 4 * 4096,
+            batch: 1,
             merge_lora: false,
             checkpointing: false,
             seed: 0,
@@ -158,6 +162,7 @@ mod tests {
             precision: Precision::BF16,
             repeats: 1,
             max_context: 0,
+            batch: 3,
             merge_lora: true,
             checkpointing: true,
             seed: 1,
@@ -166,6 +171,7 @@ mod tests {
         bench(&settings, &Bench::ALL, &mut |row| rows.push(row)).unwrap();
         assert_eq!(rows.len(), 4, "no context is that short");
         assert!(rows.iter().all(|r| matches!(r.outcome, Outcome::Done { .. })));
+        assert_eq!((rows[2].tokens, rows[2].more["batch"].as_u64()), (3 * 6, Some(3)));
         let none = BenchSettings { repeats: 0, ..settings };
         assert!(bench(&none, &Bench::ALL, &mut |_| ()).is_err());
         assert!("encod".parse::<Bench>().unwrap_err().to_string().contains("encode, prefill"));

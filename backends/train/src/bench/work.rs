@@ -10,12 +10,12 @@ use candle_core::Tensor;
 use e2llm::checkpoint::{Settings, untrained};
 use e2llm::{E2llmConfig, E2llmModel, Example};
 use e2llm_lm::{
-    BertConfig, DecoderFiles, EncoderFiles, Generation, KvCache, Llama, LlamaConfig, Precision, Segment,
-    Weights, generate, prefill,
+    Ask, BertConfig, DecoderFiles, EncoderFiles, Generation, KvCache, Llama, LlamaConfig, Precision, Segment,
+    Weights, generate_batch, prefill,
 };
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Tokens of the shortest context.
 pub(super) const SHORTEST: usize = 4096;
@@ -105,16 +105,25 @@ impl<'a> Subject<'a> {
         let (settings, tokens) = (self.settings, self.settings.shape.decode);
         let example = Example { answer: Vec::new(), ..self.example() };
         let generation = Generation { max_new_tokens: tokens, ..Generation::default() };
-        timed(settings, Bench::Decode, tokens, (settings.repeats / 2).max(2), || {
+        let batch = settings.batch;
+        timed(settings, Bench::Decode, batch * tokens, (settings.repeats / 2).max(2), || {
             let start = Instant::now();
-            let prompt = self.model.inputs(std::slice::from_ref(&example))?.embeddings.squeeze(0)?;
-            let prompt = [Segment::Embeds(prompt)];
-            let answer = generate(self.model.decoder(), None, &[], &prompt, &generation, &|| false)?;
-            let first = start.elapsed().saturating_sub(answer.decode_time).as_secs_f64();
-            let speed = (tokens - 1) as f64 / answer.decode_time.as_secs_f64();
-            Ok(object(
-                json!({"first_token_ms": milliseconds(first), "decode_tokens_per_s": rounded(speed, 1)}),
-            ))
+            let mut prompts = Vec::with_capacity(batch);
+            for _ in 0..batch {
+                let prompt = self.model.inputs(std::slice::from_ref(&example))?.embeddings.squeeze(0)?;
+                prompts.push([Segment::Embeds(prompt)]);
+            }
+            let asks: Vec<_> = prompts.iter().map(|prompt| Ask { prompt, settings: &generation }).collect();
+            let answers = generate_batch(self.model.decoder(), None, &[], &asks, &|| false);
+            let mut decode = Duration::ZERO;
+            for answer in answers {
+                decode = decode.max(answer?.decode_time);
+            }
+            let first = start.elapsed().saturating_sub(decode).as_secs_f64();
+            let speed = (batch * (tokens - 1)) as f64 / decode.as_secs_f64();
+            Ok(object(json!({
+                "batch": batch, "first_token_ms": milliseconds(first), "decode_tokens_per_s": rounded(speed, 1),
+            })))
         })
     }
 
