@@ -4,7 +4,7 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::attention::{self, Heads};
-use super::group::{Adapted, Assembled, Group, is_input, trained};
+use super::group::{Adapted, Assembled, Group, assemble, is_input, trained};
 use super::ops::{self, Activation, Angles};
 use super::{Buffer, Context, Mat};
 use crate::node::{self, Node};
@@ -91,7 +91,7 @@ struct Decoder {
 
 /// What the backward pass reads.
 struct Kept {
-    weights: [Assembled; 4],
+    weights: Vec<Assembled>,
     x1: Buffer,
     qkv: Buffer,
     o: Buffer,
@@ -126,13 +126,7 @@ impl Node for Decoder {
         let ctx = &Context::new(inputs[0].device())?;
         let x = ctx.matrix(&inputs[0])?;
         let [attend, output, feed, down] = &self.groups;
-        let mut rest = &inputs[1..];
-        let mut assemble = |group: &Group| {
-            let (own, others) = rest.split_at(group.trained().min(rest.len()));
-            rest = others;
-            group.assemble(ctx, own)
-        };
-        let weights = [assemble(attend)?, assemble(output)?, assemble(feed)?, assemble(down)?];
+        let weights = assemble(ctx, &self.groups, &inputs[1..])?;
 
         let x1 = attend.room(ctx, x.rows)?;
         ops::norm(ctx, x, None, self.norm(ctx, &self.input_norm)?, x1.first(x.cols))?;

@@ -4,7 +4,7 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::{self, Heads};
-use super::group::{Adapted, Assembled, Group, is_input, trained};
+use super::group::{Adapted, Assembled, Group, assemble, is_input, trained};
 use super::ops::{self, Activation};
 use super::{Buffer, Context};
 use crate::node::{self, Node};
@@ -72,7 +72,7 @@ struct Encoder {
 
 /// What the backward pass reads; the sums are what the norms were given.
 struct Kept {
-    weights: [Assembled; 4],
+    weights: Vec<Assembled>,
     x1: Buffer,
     qkv: Buffer,
     o: Buffer,
@@ -104,13 +104,7 @@ impl Node for Encoder {
         let ctx = &Context::new(inputs[0].device())?;
         let x = ctx.matrix(&inputs[0])?;
         let [attend, output, up, down] = &self.groups;
-        let mut rest = &inputs[1..];
-        let mut assemble = |group: &Group| {
-            let (own, others) = rest.split_at(group.trained().min(rest.len()));
-            rest = others;
-            group.assemble(ctx, own)
-        };
-        let weights = [assemble(attend)?, assemble(output)?, assemble(up)?, assemble(down)?];
+        let weights = assemble(ctx, &self.groups, &inputs[1..])?;
 
         let x1 = attend.room(ctx, x.rows)?;
         ops::add(ctx, x, None, x1.first(x.cols))?;

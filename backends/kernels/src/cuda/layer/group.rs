@@ -96,7 +96,7 @@ impl Group {
     }
 
     /// How many of a layer's trained tensors are its own.
-    pub(super) fn trained(&self) -> usize {
+    fn trained(&self) -> usize {
         2 * self.parts.iter().filter(|p| p.rank > 0).count()
     }
 
@@ -111,7 +111,7 @@ impl Group {
     }
 
     /// The weights for this call, given A and B of each updated linear.
-    pub(super) fn assemble(&self, ctx: &Context, loras: &[Tensor]) -> Result<Assembled> {
+    fn assemble(&self, ctx: &Context, loras: &[Tensor]) -> Result<Assembled> {
         let wide = ctx.buffer(self.outputs, self.width)?;
         let low = if self.rank > 0 { Some(ctx.buffer(self.rank, self.inputs)?) } else { None };
         let (mut row, mut column, mut next) = (0, 0, loras.chunks_exact(2));
@@ -183,6 +183,17 @@ impl Group {
         }
         Ok(dx)
     }
+}
+
+/// The weights of each of a layer's groups for this call, given A and B of all of its updated linears in order.
+pub(super) fn assemble(ctx: &Context, groups: &[Group], mut loras: &[Tensor]) -> Result<Vec<Assembled>> {
+    let mut all = Vec::with_capacity(groups.len());
+    for group in groups {
+        let (own, others) = loras.split_at(group.trained().min(loras.len()));
+        all.push(group.assemble(ctx, own)?);
+        loras = others;
+    }
+    Ok(all)
 }
 
 /// The trained tensors of linears, in order.
