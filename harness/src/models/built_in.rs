@@ -7,7 +7,13 @@ macro_rules! files {
     };
 }
 
-const FILES: &[(&str, &[u8])] = files![];
+const FILES: &[(&str, &[u8])] = files![
+    "e2llm-135m/e2llm_config.json",
+    "e2llm-135m/base.json",
+    "e2llm-135m/e2llm.safetensors.index.json",
+    "e2llm-135m/e2llm-00001-of-00002.safetensors",
+    "e2llm-135m/e2llm-00002-of-00002.safetensors",
+];
 
 /// A file's bytes, by its name in `configs/models`.
 pub(super) fn built_in(name: &str) -> Option<&'static [u8]> {

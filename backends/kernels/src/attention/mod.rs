@@ -4,6 +4,7 @@ mod backward;
 #[cfg(feature = "flash-attn")]
 mod flash;
 mod forward;
+mod wide;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -14,6 +15,9 @@ use crate::cache::RowLengths;
 use crate::element::{Element, Real, for_dtype, storage};
 use crate::host;
 use crate::rope::dense;
+
+/// Widest heads that the GPU's kernels hold.
+pub(crate) const WIDEST_ON_GPU: usize = 128;
 
 /// Which keys a query may see.
 #[derive(Clone, Copy, Debug)]
@@ -40,10 +44,10 @@ pub enum Mask<'a> {
 ///
 /// Only the last dimension of the inputs must be dense: a transposed view of a projection, or a cache narrowed to
 /// its filled part, is read in place. A row that sees no key is zero, and passes no gradient. Memory beyond the
-/// result is one float per row and head plus a block of scores per thread.
+/// result is one float per row and head plus a block of scores per thread; on a GPU, heads wider than 128 hold all scores.
 ///
 /// # Errors
-/// If sizes, element types or devices do not fit together, or if `d` is above 128 on a GPU.
+/// If sizes, element types or devices do not fit together.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
     run(q, k, v, mask, scale)?.transpose(1, 2)
 }
@@ -94,6 +98,9 @@ fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Ten
     };
     let visible = Visible { lengths, offset };
     let size = Size { b, h, hkv, tq, tk, d };
+    if q.device().is_cuda() && d > WIDEST_ON_GPU {
+        return wide::attention([q, k, v], size, &visible, scale);
+    }
     let tracked = q.track_op() || k.track_op() || v.track_op();
     let op = Attention {
         size,

@@ -117,12 +117,16 @@ fn info_counts_parameters_and_tells_the_state_of_files() {
 }
 
 #[test]
-fn untrained_default_says_so() {
-    let info = Machine::new().fetcher().info("e2llm-135m").unwrap();
-    assert_eq!(info.parts.len(), 2);
-    assert_eq!(info.parameters, Some(134_515_008 + 22_713_216));
-    assert_eq!(info.window, Some(8192));
-    if info.trained == Some(false) {
-        assert!(info.to_string().contains("NO: adapter and LoRA are random"), "{info}");
-    }
+fn a_model_of_parts_says_whether_it_is_trained() {
+    let machine = Machine::new();
+    let info = machine.fetcher().info("e2llm-135m").unwrap();
+    assert_eq!((info.parts.len(), info.window), (2, Some(8192)));
+    assert_eq!(info.parameters, Some(134_515_008 + 22_713_216 + 11_650_177));
+    assert!(info.to_string().contains("trained      yes"), "{info}");
+    let mut catalogue = Catalogue::built_in().unwrap();
+    let text = "[raw]\nkind = \"e2llm\"\ndescription = \"\"\nlicence = \"\"\nencoder = \"all-minilm-l6-v2\"\n\
+                decoder = \"smollm2-135m-instruct\"\ntrained = false\n";
+    catalogue.add_text(text, "raw.toml").unwrap();
+    let info = Fetcher::new(catalogue, FetchSettings::with_cache(machine.path("cache"))).info("raw").unwrap();
+    assert!(info.to_string().contains("NO: adapter and LoRA are random"), "{info}");
 }
