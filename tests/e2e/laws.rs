@@ -45,7 +45,12 @@ fn gold_is_the_maximum_and_nothing_is_nothing() {
     let run = dir.path().join("run");
     echo(&run, "all", &["-q"]).code(0);
     for task in TASKS {
-        answer(&run, task, |sample| sample["references"][0].as_str().unwrap().to_owned());
+        // RULER wants all of its references, the others any of theirs
+        let wanted = if task == "ruler" { usize::MAX } else { 1 };
+        answer(&run, task, |sample| {
+            let references = sample["references"].as_array().unwrap().iter().take(wanted);
+            references.map(|r| r.as_str().unwrap()).collect::<Vec<_>>().join(", ")
+        });
     }
     bench(&["score", arg(&run), "-q"]).code(0);
     for task in TASKS {
