@@ -298,12 +298,13 @@ fn settings(context: &BuildContext, sources: &Sources) -> Result<Settings, Backe
     };
     // Eight-bit products would save nothing worth their error in a model this small.
     let encoder = if decoder == Precision::Quantised { Precision::F32 } else { decoder };
+    let merge_lora = decoder.merges(&device);
     Ok(Settings {
         device,
         encoder,
         decoder,
         trainable: false,
-        merge_lora: decoder == Precision::F32,
+        merge_lora,
         seed: context.seed,
         untrained: untrained(&context.options, sources)?,
     })

@@ -32,7 +32,9 @@ pub use attention::{Mask, attention, attention_rows};
 pub use cache::{RowLengths, store_last};
 pub use checkpoint::checkpoint;
 #[cfg(feature = "cuda")]
-pub use cuda::layer::{Adapted, DecoderLayer, EncoderLayer, head_loss};
+pub use cuda::layer::{
+    Adapted, CachedLayer, CachedPass, DecoderLayer, EncoderLayer, Plain, Positions, head_loss,
+};
 pub use gather::gather_rows;
 pub use linear::linear;
 pub use loss::{IGNORED, cross_entropy};

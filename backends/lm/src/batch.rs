@@ -4,11 +4,11 @@
 //! the batch, so the others do not wait for it, and what goes wrong with one row ends that row only.
 
 use crate::batch_cache::BatchCache;
-use crate::generate::Writer;
+use crate::generate::{Writer, finite, likeliest};
 use crate::{
     Generated, Generation, Llama, LmError, Result, Segment, Tokenizer, generate, prefill, prompt_len,
 };
-use candle_core::{D, DType, IndexOp, Tensor};
+use candle_core::{DType, IndexOp};
 use std::time::{Duration, Instant};
 
 /// New positions that room is made for before the first token.
@@ -133,8 +133,7 @@ impl<'a> Start<'a, '_> {
             if (self.cancelled)() {
                 return Err(LmError::Cancelled);
             }
-            let logits = self.llama.logits(&hidden)?.i((0, 0))?.to_dtype(DType::F32)?;
-            let token = writer.choose(&logits)?;
+            let token = writer.choose_next(&self.llama.logits(&hidden)?.i((0, 0))?)?;
             writer.push(token)?;
         }
         if !writer.has_ended() {
@@ -157,23 +156,16 @@ fn step(
     }
     let last: Vec<u32> = rows.iter().map(|row| row.writer.last()).collect();
     let hidden = llama.forward_rows(&llama.embed(&last)?, cache)?;
-    let logits = llama.logits(&hidden)?.squeeze(0)?.to_dtype(DType::F32)?;
+    let logits = llama.logits(&hidden)?.squeeze(0)?;
     let greedy = if rows.iter().any(|row| row.writer.is_greedy()) { Some(likeliest(&logits)?) } else { None };
     let mut tokens = Vec::with_capacity(rows.len());
     for (i, row) in rows.iter_mut().enumerate() {
         tokens.push(match &greedy {
-            Some(best) if row.writer.is_greedy() => crate::generate::finite(best[i].0, best[i].1),
-            _ => row.writer.choose(&logits.i(i)?),
+            Some(best) if row.writer.is_greedy() => finite(best[i].0, best[i].1),
+            _ => row.writer.choose(&logits.i(i)?.to_dtype(DType::F32)?),
         });
     }
     Ok(tokens)
-}
-
-/// The likeliest token of each row of `[B, V]`, with its logit.
-fn likeliest(logits: &Tensor) -> candle_core::Result<Vec<(u32, f32)>> {
-    let best = logits.argmax_keepdim(D::Minus1)?;
-    let values = logits.gather(&best, D::Minus1)?.flatten_all()?.to_vec1::<f32>()?;
-    Ok(best.flatten_all()?.to_vec1::<u32>()?.into_iter().zip(values).collect())
 }
 
 /// An error that concerns several rows, once more.

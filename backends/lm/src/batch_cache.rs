@@ -86,6 +86,17 @@ impl BatchCache {
         Ok(())
     }
 
+    /// Keys and values of a layer, `[B, Hkv, room, d]`, with room for the new position of every row, and the rows' lengths
+    /// with it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn reserved(&self, layer: usize) -> Result<(Tensor, Tensor, &RowLengths)> {
+        let (Some((keys, values)), Some(lengths)) = (self.layers.get(layer), &self.reading) else {
+            bail!("no room for keys and values");
+        };
+        let rows = self.rows.len();
+        Ok((keys.narrow(0, 0, rows)?, values.narrow(0, 0, rows)?, lengths))
+    }
+
     /// Adds a layer's keys and values `[B, Hkv, 1, d]` of the new positions, and returns all of them, `[B, Hkv, longest,
     /// d]`, with how many of them belong to each row.
     pub(crate) fn append(

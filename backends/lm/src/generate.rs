@@ -1,7 +1,7 @@
 //! Answering a prompt token by token.
 
 use crate::{KvCache, Llama, LmError, Memory, Result, Segment, TextStream, Tokenizer, prefill, prompt_len};
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{D, DType, IndexOp, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use std::time::{Duration, Instant};
 
@@ -95,8 +95,7 @@ pub fn generate_with(
         if cancelled() {
             return Err(LmError::Cancelled);
         }
-        let logits = llama.logits(&hidden)?.i((0, 0))?.to_dtype(DType::F32)?;
-        let next = writer.choose(&logits)?;
+        let next = writer.choose_next(&llama.logits(&hidden)?.i((0, 0))?)?;
         first.get_or_insert_with(Instant::now);
         writer.push(next)?;
         if !writer.has_ended() {
@@ -153,6 +152,16 @@ impl<'a> Writer<'a> {
         self.ids.last().copied().unwrap_or_default()
     }
 
+    /// Chooses the next token by logits `[V]` of any element type.
+    pub(crate) fn choose_next(&mut self, logits: &Tensor) -> Result<u32> {
+        if self.greedy && logits.device().is_cuda() {
+            // One small answer crosses over instead of all logits.
+            let best = likeliest(&logits.unsqueeze(0)?)?;
+            return best.first().map_or_else(|| finite(0, f32::NAN), |&(id, logit)| finite(id, logit));
+        }
+        self.choose(&logits.to_dtype(DType::F32)?)
+    }
+
     /// Chooses the next token by float32 logits `[V]`.
     pub(crate) fn choose(&mut self, logits: &Tensor) -> Result<u32> {
         let id = self.sampler.sample(logits)?;
@@ -186,6 +195,13 @@ impl<'a> Writer<'a> {
         let finish = if stopped { Finish::Stop } else { self.end.unwrap_or(Finish::Length) };
         Ok(Generated { ids: self.ids, text, finish, prompt_tokens, time_to_first_token, decode_time })
     }
+}
+
+/// The likeliest token of each row of `[B, V]`, with its logit.
+pub(crate) fn likeliest(logits: &Tensor) -> candle_core::Result<Vec<(u32, f32)>> {
+    let best = logits.argmax_keepdim(D::Minus1)?;
+    let values = logits.gather(&best, D::Minus1)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(best.flatten_all()?.to_vec1::<u32>()?.into_iter().zip(values).collect())
 }
 
 /// A token, if its logit is a number: a model that overflowed would go on writing its first token.

@@ -53,7 +53,22 @@ impl KvCache {
     /// # Errors
     /// Failing tensor operations.
     pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (batch, heads, t, d) = k.dims4()?;
+        let t = k.dims4()?.2;
+        let (keys, values) = self.reserve(layer, k.dims4()?, k)?;
+        keys.slice_set(&k.contiguous()?, 2, self.len)?;
+        values.slice_set(&v.contiguous()?, 2, self.len)?;
+        let needed = self.len + t;
+        Ok((keys.narrow(2, 0, needed)?, values.narrow(2, 0, needed)?))
+    }
+
+    /// A layer's keys and values with room for `T` more positions, `[B, Hkv, room, d]`, whose element type and device are
+    /// those of `like`.
+    pub(crate) fn reserve(
+        &mut self,
+        layer: usize,
+        (batch, heads, t, d): (usize, usize, usize, usize),
+        like: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let needed = self.len + t;
         if self.layers.len() <= layer {
             self.layers.resize(layer + 1, None);
@@ -64,7 +79,7 @@ impl KvCache {
             let first = self.expected.max(FIRST_CAPACITY);
             let capacity = if room == 0 { needed.max(first) } else { needed.max(2 * room) };
             let grow = |old: Option<&Tensor>| -> Result<Tensor> {
-                let new = Tensor::zeros((batch, heads, capacity, d), k.dtype(), k.device())?;
+                let new = Tensor::zeros((batch, heads, capacity, d), like.dtype(), like.device())?;
                 if let Some(old) = old {
                     new.slice_set(&old.narrow(2, 0, self.len)?.contiguous()?, 2, 0)?;
                 }
@@ -75,9 +90,7 @@ impl KvCache {
             *slot = Some((keys, values));
         }
         let Some((keys, values)) = slot else { bail!("no room for keys and values") };
-        keys.slice_set(&k.contiguous()?, 2, self.len)?;
-        values.slice_set(&v.contiguous()?, 2, self.len)?;
-        Ok((keys.narrow(2, 0, needed)?, values.narrow(2, 0, needed)?))
+        Ok((keys.clone(), values.clone()))
     }
 
     /// A layer's keys and values of the positions read so far, views of this memory; `None` where it has none.
@@ -111,6 +124,10 @@ impl Memory for KvCache {
 
     fn advance(&mut self, t: usize) {
         self.len += t;
+    }
+
+    fn plain(&mut self) -> Option<&mut KvCache> {
+        Some(self)
     }
 
     /// The fork shares this memory's room: it writes behind what is read here.

@@ -115,11 +115,13 @@ impl Linear {
         adapted.is_supported().then_some(adapted)
     }
 
-    /// The dense weight of a layer that is nothing else.
+    /// The weight and bias of a dense layer without an update.
     #[cfg(feature = "cuda")]
-    pub(crate) fn plain(&self) -> Option<&Tensor> {
+    pub(crate) fn plain(&self) -> Option<e2llm_kernels::Plain<'_>> {
         match &self.weight {
-            Weight::Dense(weight) if self.bias.is_none() && self.lora.is_none() => Some(weight),
+            Weight::Dense(weight) if self.lora.is_none() => {
+                Some(e2llm_kernels::Plain { weight, bias: self.bias.as_ref() })
+            }
             _ => None,
         }
     }

@@ -166,6 +166,18 @@ impl Layer {
         })
     }
 
+    /// The layer as a GPU reads new positions with it, where it has no updates of its own.
+    #[cfg(feature = "cuda")]
+    fn cached(&self) -> Option<e2llm_kernels::CachedLayer<'_>> {
+        let linears: Option<Vec<_>> = self.linears().into_iter().map(Linear::plain).collect();
+        Some(e2llm_kernels::CachedLayer {
+            input_norm: &self.input_norm,
+            post_norm: &self.post_norm,
+            linears: linears.filter(|_| self.head_norms.is_none())?.try_into().ok()?,
+            eps: self.eps,
+        })
+    }
+
     /// `[B, T, H * d]` to `[B, H, T, d]`.
     fn split(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (b, t, width) = x.dims3()?;
@@ -284,6 +296,12 @@ impl Llama {
         self.dtype
     }
 
+    /// All layers as a GPU reads new positions with them, where it can.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cached_layers(&self) -> Option<Vec<e2llm_kernels::CachedLayer<'_>>> {
+        self.layers.iter().map(Layer::cached).collect()
+    }
+
     /// Whether each layer is computed again in the backward pass instead of being kept.
     pub fn set_checkpointing(&mut self, on: bool) {
         self.checkpointing = on;
@@ -325,6 +343,15 @@ impl Llama {
         }
         let mut x = x.clone();
         if let Some(memory) = &mut memory {
+            #[cfg(feature = "cuda")]
+            if let Some(cache) = memory.plain().filter(|_| batch == 1)
+                && let Some(layers) = crate::whole_layers::cached(&x, self)
+            {
+                let (cos, sin) = self.rope.tables(cache.offset(), t, cache.expected())?;
+                x = crate::whole_layers::read(&x, self, &layers, (&cos, &sin), cache)?;
+                memory.advance(t);
+                return e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps);
+            }
             for (i, layer) in self.layers.iter().enumerate() {
                 x = layer
                     .forward(&x, Attend::Through { memory: &mut **memory, layer: i, rope: &self.rope })?;
@@ -355,6 +382,12 @@ impl Llama {
         let (cos, sin) = self.rope.rows(&cache.positions(), &cache.expected())?;
         cache.begin()?;
         let mut x = x.clone();
+        #[cfg(feature = "cuda")]
+        if let Some(layers) = crate::whole_layers::cached(&x, self) {
+            x = crate::whole_layers::read_rows(&x, self, &layers, (&cos, &sin), cache)?;
+            cache.advance();
+            return e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps);
+        }
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, Attend::Rows { cos: &cos, sin: &sin, cache, layer: i })?;
         }
@@ -378,7 +411,8 @@ impl Llama {
     pub fn cross_entropy(&self, hidden: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
         #[cfg(feature = "cuda")]
         if let Some(weight) = self.head.plain()
-            && let Some(loss) = e2llm_kernels::head_loss(hidden, weight, targets)?
+            && weight.bias.is_none()
+            && let Some(loss) = e2llm_kernels::head_loss(hidden, weight.weight, targets)?
         {
             return Ok(loss);
         }

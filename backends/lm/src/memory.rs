@@ -1,6 +1,6 @@
 //! What a decoder remembers of the positions it has read.
 
-use crate::{PREFILL_BLOCK, Rope};
+use crate::{KvCache, PREFILL_BLOCK, Rope};
 use candle_core::{Result, Tensor};
 
 /// Queries, keys and values of some positions in one layer, not yet rotated.
@@ -60,6 +60,12 @@ pub trait Memory {
     /// Failing tensor operations.
     fn prompt_read(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// The memory itself where it keeps everything at its position and nothing else has to be done: a GPU then writes and
+    /// reads it within whole layers, without [`Memory::attend`].
+    fn plain(&mut self) -> Option<&mut KvCache> {
+        None
     }
 
     /// A memory that goes on from here and leaves this one as it is, as long as only one of the two is written.

@@ -1,22 +1,74 @@
 //! When a layer runs as one operation on a GPU instead of as a graph of small ones.
 
+use crate::batch_cache::BatchCache;
 use crate::linear::Linear;
-use candle_core::{DType, Result, Tensor};
+use crate::{KvCache, Llama};
+use candle_core::{DType, Result, Tensor, bail};
+use e2llm_kernels::{CachedLayer, CachedPass, Positions};
 
 /// Widest rows and heads that the GPU's layers hold.
-const WIDEST: usize = 2048;
+const WIDEST: usize = 4096;
 const WIDEST_HEAD: usize = 128;
+/// Rows of a batch from which on copying a layer's weights into place costs next to nothing.
+const MANY_ROWS: usize = 4096;
 
-/// Whether a layer with heads of `head_dim` can run that way for `x`, and gains by it: training in bf16.
+/// Whether a layer with heads of `head_dim` can run that way for `x`, and gains by it: training in bf16, and large batches.
 pub(crate) fn fit(x: &Tensor, head_dim: usize, linears: &[&Linear]) -> bool {
     let trained = linears.iter().filter_map(|l| l.lora()).any(|l| l.a.track_op() || l.b.track_op());
     let width = x.dims().last().copied().unwrap_or(0);
     x.device().is_cuda()
         && x.dtype() == DType::BF16
-        && (trained || x.track_op())
+        && (trained || x.track_op() || x.elem_count() >= MANY_ROWS * width)
         && width <= WIDEST
         && head_dim <= WIDEST_HEAD
         && head_dim.is_multiple_of(16)
+}
+
+/// A decoder's layers as new positions `x` are read with them behind remembered ones, where the GPU can.
+pub(crate) fn cached<'a>(x: &Tensor, llama: &'a Llama) -> Option<Vec<CachedLayer<'a>>> {
+    if !x.device().is_cuda() {
+        return None;
+    }
+    let layers = llama.cached_layers()?;
+    let d = llama.config().head_dim;
+    layers.iter().all(|layer| CachedPass::is_supported(x, d, layer)).then_some(layers)
+}
+
+/// Reads `x` (`[1, T, D]`) behind what `cache` holds, which is not advanced.
+pub(crate) fn read(
+    x: &Tensor,
+    llama: &Llama,
+    layers: &[CachedLayer<'_>],
+    angles: (&Tensor, &Tensor),
+    cache: &mut KvCache,
+) -> Result<Tensor> {
+    let config = llama.config();
+    let room = (1, config.num_key_value_heads, x.dim(1)?, config.head_dim);
+    let Some(first) = layers.first() else { bail!("a decoder without layers") };
+    let mut pass = CachedPass::new(x, config.head_dim, first, angles, Positions::Behind(cache.offset()))?;
+    for (i, layer) in layers.iter().enumerate() {
+        let (keys, values) = cache.reserve(i, room, x)?;
+        pass.layer(layer, &keys, &values)?;
+    }
+    pass.finish(x.dims())
+}
+
+/// Reads `x` (`[1, B, D]`), the next position of every row of `cache`, which has begun a pass.
+pub(crate) fn read_rows(
+    x: &Tensor,
+    llama: &Llama,
+    layers: &[CachedLayer<'_>],
+    angles: (&Tensor, &Tensor),
+    cache: &BatchCache,
+) -> Result<Tensor> {
+    let Some(first) = layers.first() else { bail!("a decoder without layers") };
+    let lengths = cache.reserved(0)?.2;
+    let mut pass = CachedPass::new(x, llama.config().head_dim, first, angles, Positions::Last(lengths))?;
+    for (i, layer) in layers.iter().enumerate() {
+        let (keys, values, _) = cache.reserved(i)?;
+        pass.layer(layer, &keys, &values)?;
+    }
+    pass.finish(x.dims())
 }
 
 /// The lengths of a batch's rows on the GPU, put there once for all layers.

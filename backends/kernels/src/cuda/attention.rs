@@ -86,6 +86,12 @@ impl Tiles {
     }
 }
 
+/// How many parts `keys` are split into, given how many blocks there are without.
+pub(super) fn splits(blocks: usize, keys: usize) -> usize {
+    let enough = (2 * ENOUGH_BLOCKS).div_ceil(blocks.max(1)).min(keys / SPLIT);
+    if blocks < ENOUGH_BLOCKS { enough.max(1) } else { 1 }
+}
+
 fn strides(layout: &Layout) -> [i64; 3] {
     [0, 1, 2].map(|i| layout.stride()[i] as i64)
 }
@@ -145,8 +151,7 @@ fn forward_of<T: GpuElement>(
     let tiles = Tiles::new::<T>(d)?;
     let mut p = parameters(op, q.1, k.1, v.1)?;
     let (rows, row_tiles) = (b * h * tq, (op.size.group() * tq).div_ceil(tiles.rows));
-    let splits = (2 * ENOUGH_BLOCKS).div_ceil((row_tiles * b * hkv).max(1)).min(tk / SPLIT);
-    let splits = if row_tiles * b * hkv < ENOUGH_BLOCKS { splits.max(1) } else { 1 };
+    let splits = splits(row_tiles * b * hkv, tk);
     (p.splits, p.split_keys) = (int(splits)?, int(tk.div_ceil(splits))?);
 
     let held = op.lengths.as_ref().map(Tensor::storage_and_layout);

@@ -89,9 +89,14 @@ struct Decoder {
     eps: f32,
 }
 
+/// Bytes of a layer's weights that are kept for the backward pass at most: beyond, their copies would take more memory
+/// than time is lost by copying them again.
+const KEPT: usize = 64 << 20;
+
 /// What the backward pass reads.
 struct Kept {
-    weights: Vec<Assembled>,
+    /// Unless they are so large that it is better to make them again.
+    weights: Option<Vec<Assembled>>,
     x1: Buffer,
     qkv: Buffer,
     o: Buffer,
@@ -146,6 +151,7 @@ impl Node for Decoder {
         let y = ctx.buffer(x.rows, x.cols)?;
         ops::add(ctx, middle.mat, Some(update.mat), y.mat)?;
         let y = y.into_tensor(inputs[0].shape(), ctx);
+        let weights = Some(weights).filter(|w| w.iter().map(Assembled::bytes).sum::<usize>() < KEPT);
         Ok((y, Kept { weights, x1, qkv, o, lse, middle, x2, gates, x3 }))
     }
 
@@ -155,6 +161,7 @@ impl Node for Decoder {
         let g = ctx.matrix(&g)?;
         let [attend, output, feed, down] = &self.groups;
         let Kept { weights, x1, qkv, o, lse, middle, x2, gates, x3 } = kept;
+        let weights = weights.map_or_else(|| assemble(ctx, &self.groups, &inputs[1..]), Ok)?;
         let (mut of_attend, mut of_output, mut of_feed, mut of_down) = (vec![], vec![], vec![], vec![]);
 
         let dx3 = down.backward(ctx, &weights[3], &x3, g, &mut of_down)?;

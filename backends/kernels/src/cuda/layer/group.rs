@@ -65,6 +65,14 @@ pub(super) struct Assembled {
     low: Option<Buffer>,
 }
 
+impl Assembled {
+    /// Its size.
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = |b: &Buffer| 2 * b.mat.rows * b.mat.stride;
+        bytes(&self.wide) + self.low.as_ref().map_or(0, bytes)
+    }
+}
+
 impl Group {
     pub(super) fn new(linears: &[&Adapted]) -> Result<Self> {
         let mut parts = Vec::new();

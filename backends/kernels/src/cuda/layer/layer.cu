@@ -1,5 +1,5 @@
 // What stands between the products of a layer, in bf16. Matrices are row-major; `xs`, `ys` and the like are elements
-// from a row to the next. All widths, strides and addresses are multiples of 8 elements, and rows of up to 2048 stay in
+// from a row to the next. All widths, strides and addresses are multiples of 8 elements, and rows of up to 4096 stay in
 // registers: C packs of 8 per lane, one warp per row.
 
 typedef bf16 T;
@@ -191,6 +191,7 @@ NORMS(2)
 NORMS(3)
 NORMS(4)
 NORMS(8)
+NORMS(16)
 
 // Rotates the first `heads` heads of every row in place, by the negative angle if `sign` is -1. Rows are positions
 // 0..t of one sequence after the other.

@@ -1,12 +1,14 @@
 //! Whole layers in bf16: one node of the graph each, with a backward pass that calls products and kernels directly.
 
 mod attention;
+mod cached;
 mod decoder;
 mod encoder;
 mod group;
 mod head;
 mod ops;
 
+pub use cached::{CachedLayer, CachedPass, Plain, Positions};
 pub use decoder::DecoderLayer;
 pub use encoder::EncoderLayer;
 pub use group::Adapted;

@@ -8,7 +8,7 @@ use crate::cuda::{Kernel, blocks, function, int, launch, over};
 
 const NULL: u64 = 0;
 /// Widest row that the norms keep in registers.
-pub(super) const WIDEST: usize = 2048;
+pub(super) const WIDEST: usize = 4096;
 
 fn kernel(ctx: &Context, name: &str) -> Result<Kernel> {
     function(&ctx.dev, LAYER, "", "", name)
@@ -79,8 +79,10 @@ pub(super) struct Norm {
 }
 
 fn norm_kernel(ctx: &Context, name: &str, width: usize) -> Result<Kernel> {
-    let packs = width.div_ceil(256);
-    let packs = if packs > 4 { 8 } else { packs };
+    let packs = match width.div_ceil(256) {
+        packs @ ..=4 => packs,
+        packs => packs.next_power_of_two(),
+    };
     kernel(ctx, &format!("{name}_{packs}"))
 }
 

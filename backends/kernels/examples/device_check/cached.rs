@@ -1,0 +1,135 @@
+//! New positions read behind remembered ones, layer by layer, against the graph of small operations.
+
+use candle_core::{DType, Result, Tensor};
+use e2llm_kernels::{
+    CachedLayer, CachedPass, Mask, Plain, Positions, RowLengths, attention, linear, rms_norm, rope, silu_mul,
+    store_last,
+};
+
+use crate::checker::{Checker, randn};
+use crate::layers::split;
+
+/// Where the new positions stand: `rows` of one sequence behind `offset`, or the last of each of several.
+enum Case {
+    Behind(usize, usize),
+    Last(Vec<usize>),
+}
+
+pub(crate) fn cached(c: &mut Checker) -> Result<()> {
+    for (h, hkv, d, m, bias) in [(9, 3, 64, 1536, false), (4, 1, 32, 96, true), (32, 8, 128, 1024, false)] {
+        let cases = [
+            Case::Behind(0, 1),
+            Case::Behind(41, 1),
+            Case::Behind(700, 3),
+            Case::Behind(0, 130),
+            Case::Behind(333, 17),
+            Case::Last(vec![1, 700, 333]),
+            Case::Last(vec![5, 2, 1, 4, 3, 257]),
+        ];
+        for case in cases {
+            check(c, (h, hkv, d, m, bias), &case)?;
+        }
+    }
+    Ok(())
+}
+
+fn check(
+    c: &mut Checker,
+    (h, hkv, d, m, bias): (usize, usize, usize, usize, bool),
+    case: &Case,
+) -> Result<()> {
+    let (width, room) = (h * d, 900);
+    let (name, sequences, rows) = match case {
+        Case::Behind(offset, rows) => (format!("{rows} behind {offset}"), 1, *rows),
+        Case::Last(lengths) => (format!("last of {lengths:?}"), lengths.len(), lengths.len()),
+    };
+    let name = format!("cached layer {h}({hkv})x{d} {name}");
+    let (q, kv) = (h * d, hkv * d);
+    let sizes = [(q, width), (kv, width), (kv, width), (width, q), (m, width), (m, width), (width, m)];
+    let angles = randn(&[rows, d / 2])?;
+    let mut inputs = vec![
+        randn(&[1, rows, width])?,
+        randn(&[sequences, hkv, room, d])?,
+        randn(&[sequences, hkv, room, d])?,
+        angles.cos()?,
+        angles.sin()?,
+        randn(&[width])?,
+        randn(&[width])?,
+    ];
+    for (n, k) in sizes {
+        inputs.push((randn(&[n, k])? / (k as f64).sqrt())?);
+        inputs.push(randn(&[n])?);
+    }
+    c.check(&name, &inputs, 0, |t| {
+        // Copies, or the next type would find the positions of this one.
+        let (keys, values) = (t[1].force_contiguous()?, t[2].force_contiguous()?);
+        let plain = |i: usize| Plain { weight: &t[7 + 2 * i], bias: (bias && i < 3).then(|| &t[8 + 2 * i]) };
+        let linears = [0, 1, 2, 3, 4, 5, 6].map(plain);
+        let layer = CachedLayer { input_norm: &t[5], post_norm: &t[6], linears, eps: 1e-5 };
+        let lengths = match case {
+            Case::Behind(offset, rows) => vec![offset + rows],
+            Case::Last(lengths) => lengths.clone(),
+        };
+        let lengths = RowLengths::new(lengths, t[0].device())?;
+        let y = if t[0].device().is_cuda() && t[0].dtype() == DType::BF16 {
+            let positions = match case {
+                Case::Behind(offset, _) => Positions::Behind(*offset),
+                Case::Last(_) => Positions::Last(&lengths),
+            };
+            let mut pass = CachedPass::new(&t[0], d, &layer, (&t[3], &t[4]), positions)?;
+            pass.layer(&layer, &keys, &values)?;
+            pass.finish(t[0].dims())?
+        } else {
+            graph(&layer, &t[0], (&t[3], &t[4]), (&keys, &values), case, &lengths)?
+        };
+        // What was remembered, too.
+        let new = |cache: &Tensor| -> Result<Tensor> {
+            match case {
+                Case::Behind(offset, rows) => cache.narrow(2, *offset, *rows)?.flatten_all(),
+                Case::Last(lengths) => {
+                    let each = lengths.iter().enumerate();
+                    let each = each.map(|(i, n)| cache.narrow(0, i, 1)?.narrow(2, n - 1, 1)?.flatten_all());
+                    Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)
+                }
+            }
+        };
+        Tensor::cat(&[y.flatten_all()?, new(&keys)?, new(&values)?], 0)
+    })
+}
+
+/// The same as a graph of small operations.
+fn graph(
+    layer: &CachedLayer<'_>,
+    x: &Tensor,
+    (cos, sin): (&Tensor, &Tensor),
+    (keys, values): (&Tensor, &Tensor),
+    case: &Case,
+    lengths: &RowLengths,
+) -> Result<Tensor> {
+    let [q, k, v, o, gate, up, down] = &layer.linears;
+    let apply = |l: &Plain<'_>, x: &Tensor| linear(x, l.weight, l.bias);
+    let d = 2 * cos.dim(1)?;
+    let scale = 1. / (d as f64).sqrt();
+    let y = rms_norm(x, layer.input_norm, layer.eps)?;
+    let q = rope(&split(&apply(q, &y)?, d)?, cos, sin)?;
+    let k = rope(&split(&apply(k, &y)?, d)?, cos, sin)?;
+    let v = split(&apply(v, &y)?, d)?;
+    let longest = lengths.longest();
+    let y = match case {
+        Case::Behind(offset, _) => {
+            keys.slice_set(&k.contiguous()?, 2, *offset)?;
+            values.slice_set(&v.contiguous()?, 2, *offset)?;
+            let (k, v) = (keys.narrow(2, 0, longest)?, values.narrow(2, 0, longest)?);
+            attention(&q, &k, &v, Mask::Causal { offset: *offset }, scale)?
+        }
+        Case::Last(_) => {
+            store_last(keys, &k.transpose(0, 2)?, lengths)?;
+            store_last(values, &v.transpose(0, 2)?, lengths)?;
+            let (k, v) = (keys.narrow(2, 0, longest)?, values.narrow(2, 0, longest)?);
+            attention(&q.transpose(0, 2)?, &k, &v, Mask::Rows(lengths), scale)?.transpose(0, 2)?
+        }
+    };
+    let x = (x + apply(o, &y.transpose(1, 2)?.flatten_from(2)?)?)?;
+    let y = rms_norm(&x, layer.post_norm, layer.eps)?;
+    &x + apply(down, &silu_mul(&apply(gate, &y)?, &apply(up, &y)?)?)?
+}

@@ -1,0 +1,200 @@
+//! Whole layers against the graphs of small operations.
+
+use candle_core::{DType, Result, Tensor};
+use e2llm_kernels::*;
+
+use crate::checker::{Checker, randn};
+
+/// A linear of a layer to be checked: sizes, whether it has a bias, the rank of its update.
+#[derive(Clone, Copy)]
+pub(crate) struct Spec {
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) bias: bool,
+    pub(crate) rank: usize,
+}
+
+/// What a layer's linears are made of, out of a list of tensors: x, A and B of all updates, weights, biases, the rest.
+pub(crate) struct Parts<'a> {
+    pub(crate) updates: std::slice::Iter<'a, Tensor>,
+    pub(crate) frozen: std::slice::Iter<'a, Tensor>,
+}
+
+const SCALING: f64 = 2.;
+
+impl Spec {
+    /// Fresh tensors: the update's and the frozen ones.
+    fn tensors(self) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+        let matrix = |n: usize, k: usize| randn(&[n, k])? / (k as f64).sqrt();
+        let mut update = Vec::new();
+        if self.rank > 0 {
+            update = vec![matrix(self.rank, self.inputs)?, matrix(self.outputs, self.rank)?];
+        }
+        let mut frozen = vec![matrix(self.outputs, self.inputs)?];
+        if self.bias {
+            frozen.push(randn(&[self.outputs])?);
+        }
+        Ok((update, frozen))
+    }
+
+    pub(crate) fn adapted(self, parts: &mut Parts<'_>) -> Result<Adapted> {
+        let mut frozen = || match parts.frozen.next() {
+            Some(t) => Ok(t.clone()),
+            None => candle_core::bail!("too few tensors"),
+        };
+        let weight = frozen()?;
+        let bias = if self.bias { Some(frozen()?) } else { None };
+        let mut update = || match parts.updates.next() {
+            Some(t) => t.to_dtype(DType::F32),
+            None => candle_core::bail!("too few tensors"),
+        };
+        let lora = if self.rank > 0 { Some((update()?, update()?, SCALING)) } else { None };
+        Ok(Adapted { weight, bias, lora })
+    }
+}
+
+/// A linear with its update as a graph of small operations.
+pub(crate) fn apply(l: &Adapted, x: &Tensor) -> Result<Tensor> {
+    let y = linear(x, &l.weight, l.bias.as_ref())?;
+    let Some((a, b, scaling)) = &l.lora else { return Ok(y) };
+    let (a, b) = (a.to_dtype(x.dtype())?, b.to_dtype(x.dtype())?);
+    let low = (x.flatten_to(1)?.matmul(&a.t()?)? * *scaling)?;
+    y.clone() + low.matmul(&b.t()?)?.reshape(y.shape())?
+}
+
+pub(crate) fn split(x: &Tensor, d: usize) -> Result<Tensor> {
+    let (b, t, width) = x.dims3()?;
+    x.reshape((b, t, width / d, d))?.transpose(1, 2)
+}
+
+pub(crate) fn decoder_graph(
+    l: &DecoderLayer<'_>,
+    x: &Tensor,
+    angles: [&Tensor; 2],
+    mask: Mask<'_>,
+) -> Result<Tensor> {
+    let [q, k, v, o, gate, up, down] = &l.linears;
+    let d = 2 * angles[0].dim(1)?;
+    let y = rms_norm(x, l.input_norm, l.eps)?;
+    let q = rope(&split(&apply(q, &y)?, d)?, angles[0], angles[1])?;
+    let k = rope(&split(&apply(k, &y)?, d)?, angles[0], angles[1])?;
+    let y = attention(&q, &k, &split(&apply(v, &y)?, d)?, mask, 1. / (d as f64).sqrt())?;
+    let x = (x + apply(o, &y.transpose(1, 2)?.flatten_from(2)?)?)?;
+    let y = rms_norm(&x, l.post_norm, l.eps)?;
+    &x + apply(down, &silu_mul(&apply(gate, &y)?, &apply(up, &y)?)?)?
+}
+
+fn encoder_graph(l: &EncoderLayer<'_>, x: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
+    let [q, k, v, o, inner, outer] = &l.linears;
+    let d = x.dim(2)? / l.heads;
+    let (q, k) = (split(&apply(q, x)?, d)?, split(&apply(k, x)?, d)?);
+    let y = attention(&q, &k, &split(&apply(v, x)?, d)?, mask, 1. / (d as f64).sqrt())?;
+    let x = (apply(o, &y.transpose(1, 2)?.flatten_from(2)?)? + x)?;
+    let x = layer_norm(&x, l.attention_norm.0, l.attention_norm.1, l.attention_norm.2)?;
+    let y = (apply(outer, &gelu(&apply(inner, &x)?)?)? + &x)?;
+    layer_norm(&y, l.norm.0, l.norm.1, l.norm.2)
+}
+
+/// The tensors of a layer: x, all updates, all frozen ones of the linears, and the number of those that are trained.
+pub(crate) fn layer_tensors(x: Tensor, specs: &[Spec]) -> Result<(Vec<Tensor>, usize)> {
+    let (mut all, mut frozen) = (vec![x], Vec::new());
+    for spec in specs {
+        let (update, rest) = spec.tensors()?;
+        all.extend(update);
+        frozen.extend(rest);
+    }
+    let trained = all.len();
+    all.extend(frozen);
+    Ok((all, trained))
+}
+
+/// Which form of a layer a check runs on the GPU in bf16; float32 always runs the graph.
+const FORMS: [(&str, bool, bool); 3] =
+    [("graph", false, true), ("whole", true, true), ("again", true, false)];
+
+pub(crate) fn layers(c: &mut Checker) -> Result<()> {
+    let spec = |outputs, inputs, bias, rank| Spec { outputs, inputs, bias, rank };
+    for (b, t, h, hkv, d, m, rank, bias) in [
+        (3, 77, 9, 3, 64, 256, 32, false),
+        (2, 130, 4, 1, 32, 96, 5, true),
+        (1, 65, 2, 2, 128, 200, 8, false),
+        // Too large to be kept for the backward pass.
+        (1, 33, 32, 8, 128, 512, 4, false),
+    ] {
+        let (width, rows) = (h * d, (h * d, hkv * d));
+        let specs = [
+            spec(rows.0, width, bias, rank),
+            spec(rows.1, width, bias, rank),
+            spec(rows.1, width, bias, if bias { 0 } else { rank }),
+            spec(width, rows.0, false, rank),
+            spec(m, width, false, rank),
+            spec(m, width, false, rank),
+            spec(width, m, false, rank),
+        ];
+        let (mut inputs, trained) = layer_tensors(randn(&[b, t, width])?, &specs)?;
+        let norms = inputs.len();
+        let angles = randn(&[t, d / 2])?;
+        inputs.extend([randn(&[width])?, randn(&[width])?, angles.cos()?, angles.sin()?]);
+        let lengths: Vec<usize> = (0..b).map(|i| t - 17 * i).collect();
+        for (form, whole, keep) in FORMS {
+            let name = format!("decoder layer {b}x{t}x{h}({hkv})x{d} {form}");
+            c.check(&name, &inputs, trained, |t| {
+                let mut parts = Parts { updates: t[1..trained].iter(), frozen: t[trained..].iter() };
+                let linears = specs.iter().map(|s| s.adapted(&mut parts)).collect::<Result<Vec<_>>>()?;
+                let Ok(linears) = linears.try_into() else { candle_core::bail!("seven linears") };
+                let layer = DecoderLayer {
+                    input_norm: &t[norms],
+                    post_norm: &t[norms + 1],
+                    linears,
+                    heads: h,
+                    kv_heads: hkv,
+                    eps: 1e-5,
+                };
+                let (cos, sin) = (&t[norms + 2], &t[norms + 3]);
+                if whole && t[0].dtype() == DType::BF16 {
+                    let lengths: Vec<u32> = lengths.iter().map(|&n| n as u32).collect();
+                    let lengths = Tensor::new(lengths, t[0].device())?;
+                    return layer.forward(&t[0], (cos, sin), Some(&lengths), keep);
+                }
+                decoder_graph(&layer, &t[0], [cos, sin], Mask::CausalKeys(&lengths))
+            })?;
+        }
+    }
+    for (b, t, h, d, m, rank) in [(5, 61, 12, 32, 256, 32), (2, 130, 3, 48, 160, 3)] {
+        let width = h * d;
+        let square = spec(width, width, true, rank);
+        let specs = [
+            square,
+            square,
+            spec(width, width, false, rank),
+            square,
+            spec(m, width, true, rank),
+            spec(width, m, true, rank),
+        ];
+        let (mut inputs, trained) = layer_tensors(randn(&[b, t, width])?, &specs)?;
+        let norms = inputs.len();
+        inputs.extend([randn(&[width])?, randn(&[width])?, randn(&[width])?, randn(&[width])?]);
+        let lengths: Vec<usize> = (0..b).map(|i| t - 11 * i).collect();
+        for (form, whole, keep) in FORMS {
+            let name = format!("encoder layer {b}x{t}x{h}x{d} {form}");
+            c.check(&name, &inputs, trained, |t| {
+                let mut parts = Parts { updates: t[1..trained].iter(), frozen: t[trained..].iter() };
+                let linears = specs.iter().map(|s| s.adapted(&mut parts)).collect::<Result<Vec<_>>>()?;
+                let Ok(linears) = linears.try_into() else { candle_core::bail!("six linears") };
+                let layer = EncoderLayer {
+                    attention_norm: (&t[norms], &t[norms + 1], 1e-5),
+                    norm: (&t[norms + 2], &t[norms + 3], 1e-5),
+                    linears,
+                    heads: h,
+                };
+                if whole && t[0].dtype() == DType::BF16 {
+                    let lengths: Vec<u32> = lengths.iter().map(|&n| n as u32).collect();
+                    let lengths = Tensor::new(lengths, t[0].device())?;
+                    return layer.forward(&t[0], Some(&lengths), keep);
+                }
+                encoder_graph(&layer, &t[0], Mask::Keys(&lengths))
+            })?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,366 @@
+//! A decoder that reads new positions behind remembered ones: all of a pass in one matrix of activations, in place.
+//!
+//! Up to [`FEW`] positions take six launches a layer, whose time is that of reading the weights once; more of them go
+//! through cuBLAS.
+
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
+use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
+
+use super::attention::{Cached, CachedAttention};
+use super::ops::{self, Activation};
+use super::{Buffer, Context, Mat, PACK};
+use crate::cache::RowLengths;
+use crate::cuda::{Kernel, Module, blocks, function, grid, int, launch, over};
+
+const CACHED: Module = Module { name: "cached", source: include_str!("cached.cu") };
+/// Positions up to which the products are made by our own kernels.
+const FEW: usize = 4;
+const THREADS: u32 = 256;
+/// Blocks that fill a large GPU several times over.
+const MOST_BLOCKS: usize = 132 * 6;
+const NULL: u64 = 0;
+
+/// A linear's weight `[out, in]` and bias `[out]`, bf16.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Tensor,
+    /// `[out]`.
+    pub bias: Option<&'a Tensor>,
+}
+
+/// A pre-norm decoder layer (Llama) without low-rank updates.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedLayer<'a> {
+    /// Weight `[D]` of the norm before attention.
+    pub input_norm: &'a Tensor,
+    /// Weight `[D]` of the norm before the feed-forward block.
+    pub post_norm: &'a Tensor,
+    /// Projections q, k, v, o, gate, up, down.
+    pub linears: [Plain<'a>; 7],
+    /// Of the norms.
+    pub eps: f64,
+}
+
+/// Where the positions of a pass stand.
+#[derive(Clone, Copy, Debug)]
+pub enum Positions<'a> {
+    /// One sequence's next ones, behind as many as are remembered.
+    Behind(usize),
+    /// The last of each row, whose lengths count it.
+    Last(&'a RowLengths),
+}
+
+/// `Place` of the kernel source.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Place {
+    lengths: u64,
+    sequence: i64,
+    head: i64,
+    offset: i32,
+    t: i32,
+}
+
+// SAFETY: `repr(C)`, only numbers, in the order of the struct in the kernel source.
+unsafe impl DeviceRepr for Place {}
+
+/// `Projections` of the kernel source: addresses of q, k, v and their biases.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Projections([u64; 6]);
+
+// SAFETY: as above.
+unsafe impl DeviceRepr for Projections {}
+
+/// A decoder's activations on their way through its layers.
+pub struct CachedPass<'a> {
+    ctx: Context,
+    positions: Positions<'a>,
+    sequences: usize,
+    /// Of q, and of k and v.
+    heads: (usize, usize),
+    d: usize,
+    x: Buffer,
+    normal: Buffer,
+    qkv: Buffer,
+    attended: Buffer,
+    gates: Buffer,
+    active: Buffer,
+    /// Own copies of the tables, which every layer reads.
+    angles: (Tensor, Tensor),
+    attention: CachedAttention,
+    own: Option<Own>,
+}
+
+/// The kernels for a few positions.
+struct Own {
+    attend_in: Kernel,
+    add_product: Kernel,
+    gate_up: Kernel,
+}
+
+impl<'a> CachedPass<'a> {
+    /// Whether the layers of a decoder with heads of `d` can be read this way; its linears must be plain, in bf16.
+    pub fn is_supported(x: &Tensor, d: usize, layer: &CachedLayer<'_>) -> bool {
+        let dense = |t: &Tensor| {
+            t.device().is_cuda()
+                && t.dtype() == DType::BF16
+                && t.is_contiguous()
+                && t.dims().iter().all(|n| n % PACK == 0)
+        };
+        let plain = |l: &Plain<'_>| dense(l.weight) && l.bias.is_none_or(dense);
+        let tensors = [layer.input_norm, layer.post_norm];
+        x.device().is_cuda()
+            && x.dtype() == DType::BF16
+            && !x.track_op()
+            && d.is_multiple_of(16)
+            && d <= 128
+            && tensors.into_iter().all(dense)
+            && layer.linears.iter().all(plain)
+    }
+
+    /// Begins with the embeddings `x` (`[.., D]`, one row for each position). `cos` and `sin` are `[rows, d / 2]`, `first`
+    /// is any of the layers, `longest` the positions of the longest sequence, the new ones included.
+    ///
+    /// # Errors
+    /// Tensors that do not fit together or are not on a GPU.
+    pub fn new(
+        x: &Tensor,
+        d: usize,
+        first: &CachedLayer<'_>,
+        (cos, sin): (&Tensor, &Tensor),
+        positions: Positions<'a>,
+    ) -> Result<Self> {
+        if !Self::is_supported(x, d, first) {
+            bail!("x {:?} {:?} cannot be read by the layers of the gpu", x.dtype(), x.shape());
+        }
+        let ctx = Context::new(x.device())?;
+        let x = x.contiguous()?;
+        let from = ctx.matrix(&x)?;
+        let [q, k, _, _, gate, ..] = &first.linears;
+        let (h, hkv, m) = (q.weight.dim(0)? / d, k.weight.dim(0)? / d, gate.weight.dim(0)?);
+        let (sequences, longest) = match positions {
+            Positions::Behind(offset) => (1, offset + from.rows),
+            Positions::Last(lengths) => (lengths.rows().len(), lengths.longest()),
+        };
+        let rows = from.rows;
+        let tables = [rows, d / 2];
+        if sequences == 0 || rows % sequences != 0 || cos.dims() != tables || sin.dims() != tables {
+            bail!(
+                "{rows} positions of {sequences} sequences, angles {:?} and {:?}",
+                cos.shape(),
+                sin.shape()
+            );
+        }
+        let angle = |t: &Tensor| t.to_dtype(DType::BF16)?.contiguous();
+        let copy = ctx.buffer(rows, from.cols)?;
+        ops::add(&ctx, from, None, copy.mat)?;
+        let few = rows <= FEW;
+        let own = |name: &str| function(&ctx.dev, CACHED, "", "", &format!("{name}_{rows}"));
+        let own = if few {
+            let own = Own {
+                attend_in: own("attend_in")?,
+                add_product: own("add_product")?,
+                gate_up: own("gate_up")?,
+            };
+            for kernel in [&own.attend_in, &own.gate_up] {
+                kernel.allow_shared(2 * rows * from.cols)?;
+            }
+            Some(own)
+        } else {
+            None
+        };
+        // Only products made elsewhere need the normalised rows and the gates apart.
+        let many = |cols: usize| ctx.buffer(if few { 1 } else { rows }, if few { PACK } else { cols });
+        let attention =
+            CachedAttention::new(&ctx, Cached { sequences, t: rows / sequences, longest, h, hkv, d })?;
+        Ok(Self {
+            positions,
+            sequences,
+            heads: (h, hkv),
+            d,
+            x: copy,
+            normal: many(from.cols)?,
+            qkv: ctx.buffer(rows, (h + 2 * hkv) * d)?,
+            attended: ctx.buffer(rows, h * d)?,
+            gates: many(2 * m)?,
+            active: ctx.buffer(rows, m)?,
+            angles: (angle(cos)?, angle(sin)?),
+            attention,
+            own,
+            ctx,
+        })
+    }
+
+    /// Reads the positions through a layer; `keys` and `values` (`[sequences, Hkv, room, d]`, contiguous) take theirs in.
+    ///
+    /// # Errors
+    /// A memory without room for them, a layer of other sizes than the first.
+    pub fn layer(&mut self, layer: &CachedLayer<'_>, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let (h, hkv) = self.heads;
+        let (d, width, m) = (self.d, self.x.mat.cols, self.active.mat.cols);
+        let (q, kv) = (h * d, hkv * d);
+        let sizes = [[q, width], [kv, width], [kv, width], [width, q], [m, width], [m, width], [width, m]];
+        let fits = layer.linears.iter().zip(sizes).all(|(l, size)| l.weight.dims() == size);
+        let (sequences, heads, room, wide) = keys.dims4()?;
+        let longest = self.attention.longest();
+        if !fits
+            || keys.dims() != values.dims()
+            || (sequences, heads, wide) != (self.sequences, hkv, d)
+            || room < longest
+            || !(Self::is_supported(keys, d, layer) && values.is_contiguous())
+        {
+            bail!("a layer or memory {:?} that {longest} positions do not fit", keys.shape());
+        }
+        let memory = (self.ctx.input::<bf16>(keys)?, self.ctx.input::<bf16>(values)?);
+        let (offset, lengths) = match self.positions {
+            Positions::Behind(offset) => (offset, NULL),
+            Positions::Last(rows) => {
+                (0, rows.device.as_ref().map_or(Ok(NULL), |l| self.ctx.input::<u32>(l))?)
+            }
+        };
+        let place = Place {
+            lengths,
+            sequence: (heads * room * d) as i64,
+            head: (room * d) as i64,
+            offset: int(offset)?,
+            t: int(self.x.mat.rows / self.sequences)?,
+        };
+        match &self.own {
+            Some(own) => self.few(own, layer, memory, place)?,
+            None => self.many(layer, memory, place)?,
+        }
+        Ok(())
+    }
+
+    /// The last layer's output, in the shape of the first one's input.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn finish(self, shape: &[usize]) -> Result<Tensor> {
+        Ok(self.x.into_tensor(shape, &self.ctx))
+    }
+
+    fn attend(&self, memory: (u64, u64), place: Place) -> Result<()> {
+        let (q, o) = (Mat { cols: self.heads.0 * self.d, ..self.qkv.mat }, self.attended.mat);
+        let causal = matches!(self.positions, Positions::Behind(_)).then_some(place.offset);
+        self.attention.run(&self.ctx, q, memory, (place.sequence, place.head), o, causal, place.lengths)
+    }
+
+    fn address(&self, t: &Tensor) -> Result<u64> {
+        self.ctx.input::<bf16>(t)
+    }
+
+    fn bias(&self, l: &Plain<'_>) -> Result<u64> {
+        l.bias.map_or(Ok(NULL), |b| self.address(b))
+    }
+
+    fn few(&self, own: &Own, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
+        let [q, k, v, o, gate, up, down] = &layer.linears;
+        let (h, hkv) = self.heads;
+        let (x, d, eps) = (self.x.mat, self.d, layer.eps as f32);
+        let shared = 2 * x.rows * x.cols;
+        let (cos, sin) = (self.address(&self.angles.0)?, self.address(&self.angles.1)?);
+        let mut projections = Projections([NULL; 6]);
+        for (i, l) in [q, k, v].into_iter().enumerate() {
+            (projections.0[i], projections.0[3 + i]) = (self.address(l.weight)?, self.bias(l)?);
+        }
+        let (width, stride, hi, hkvi, di) =
+            (int(x.cols)?, int(self.qkv.mat.stride)?, int(h)?, int(hkv)?, int(d)?);
+        let norm = self.address(layer.input_norm)?;
+        let mut args = own.attend_in.builder();
+        args.arg(&x.address)
+            .arg(&norm)
+            .arg(&projections)
+            .arg(&self.qkv.mat.address)
+            .arg(&memory.0)
+            .arg(&memory.1);
+        args.arg(&cos).arg(&sin).arg(&place).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di).arg(&eps);
+        launch(&mut args, warps((h + 2 * hkv) * d / 2, shared))?;
+
+        self.attend(memory, place)?;
+        self.add_product(own, self.attended.mat, o)?;
+
+        let (norm, m) = (self.address(layer.post_norm)?, self.active.mat.cols);
+        let (g, u, gb, ub) =
+            (self.address(gate.weight)?, self.address(up.weight)?, self.bias(gate)?, self.bias(up)?);
+        let mi = int(m)?;
+        let mut args = own.gate_up.builder();
+        args.arg(&x.address).arg(&norm).arg(&g).arg(&u).arg(&gb).arg(&ub).arg(&self.active.mat.address);
+        args.arg(&width).arg(&mi).arg(&eps);
+        launch(&mut args, warps(m, shared))?;
+        self.add_product(own, self.active.mat, down)
+    }
+
+    /// `x += y W^T + bias`.
+    fn add_product(&self, own: &Own, y: Mat, l: &Plain<'_>) -> Result<()> {
+        let (weight, bias) = (self.address(l.weight)?, self.bias(l)?);
+        let (n, k) = (int(self.x.mat.cols)?, int(y.cols)?);
+        let mut args = own.add_product.builder();
+        args.arg(&self.x.mat.address).arg(&y.address).arg(&weight).arg(&bias).arg(&n).arg(&k);
+        launch(&mut args, warps(self.x.mat.cols / 2, 0))
+    }
+
+    fn many(&self, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
+        let ctx = &self.ctx;
+        let [q, k, v, o, gate, up, down] = &layer.linears;
+        let (h, hkv) = self.heads;
+        let (x, d, m) = (self.x.mat, self.d, self.active.mat.cols);
+        self.norm(layer.input_norm, layer.eps)?;
+        let mut column = 0;
+        for (l, heads) in [(q, h), (k, hkv), (v, hkv)] {
+            self.product(self.normal.mat, l, self.qkv.mat.columns(column, heads * d), 0.0)?;
+            column += heads * d;
+        }
+        let (cos, sin) = (self.address(&self.angles.0)?, self.address(&self.angles.1)?);
+        let (rows, hi, hkvi, di) = (int(x.rows)?, int(h)?, int(hkv)?, int(d)?);
+        let f = function(&ctx.dev, CACHED, "", "", "remember")?;
+        let mut args = f.builder();
+        args.arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1).arg(&cos).arg(&sin).arg(&place);
+        args.arg(&rows).arg(&hi).arg(&hkvi).arg(&di);
+        launch(&mut args, over(x.rows * (h + 2 * hkv) * d / 16))?;
+
+        self.attend(memory, place)?;
+        self.product(self.attended.mat, o, x, 1.0)?;
+        self.norm(layer.post_norm, layer.eps)?;
+        for (i, l) in [gate, up].into_iter().enumerate() {
+            self.product(self.normal.mat, l, self.gates.mat.columns(i * m, m), 0.0)?;
+        }
+        ops::activate(ctx, Activation::Gated, self.gates.mat, self.active.mat)?;
+        self.product(self.active.mat, down, x, 1.0)
+    }
+
+    fn norm(&self, weight: &Tensor, eps: f64) -> Result<()> {
+        let (x, weight, eps) = (self.x.mat, self.address(weight)?, eps as f32);
+        if x.cols <= ops::WIDEST {
+            return ops::norm(&self.ctx, x, None, ops::Norm { weight, bias: None, eps }, self.normal.mat);
+        }
+        let (d, y) = (int(x.cols)?, self.normal.mat.address);
+        let f = function(&self.ctx.dev, CACHED, "", "", "norm_wide")?;
+        let mut args = f.builder();
+        args.arg(&x.address).arg(&weight).arg(&y).arg(&d).arg(&eps);
+        launch(&mut args, blocks(x.rows, THREADS))
+    }
+
+    /// `to = y W^T + bias + keep to`.
+    fn product(&self, y: Mat, l: &Plain<'_>, to: Mat, keep: f32) -> Result<()> {
+        let weight = self.ctx.matrix(l.weight)?;
+        self.ctx.product((to, DType::BF16), (y, false), (weight, true), 1.0, keep)?;
+        let bias = self.bias(l)?;
+        if bias == NULL {
+            return Ok(());
+        }
+        let (rows, n, stride) = (to.rows as i64, int(to.cols)?, int(to.stride)?);
+        let f = function(&self.ctx.dev, CACHED, "", "", "add_bias")?;
+        let mut args = f.builder();
+        args.arg(&to.address).arg(&bias).arg(&rows).arg(&n).arg(&stride);
+        launch(&mut args, over(to.rows * to.cols))
+    }
+}
+
+/// A launch with a warp for each of `n` pairs of rows, as far as the GPU has room for them.
+fn warps(n: usize, shared: usize) -> LaunchConfig {
+    grid((n.div_ceil(THREADS as usize / 32).min(MOST_BLOCKS), 1, 1), (THREADS, 1), shared)
+}
