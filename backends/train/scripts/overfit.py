@@ -1,10 +1,10 @@
 """Lets E2LLM on the real base models learn eight small records by heart, and looks whether it did.
 
-    python3 overfit.py --bench target/release/e2llm-bench --work NEW [--device cpu] [--steps 150]
+    python3 overfit.py --bench target/release/e2llm-bench --work NEW [--device cpu] [--steps 40]
 
 Everything goes through the program as a user would use it: prepare from a task, train, evaluate. Expected: reasoning loss under
 0.1 and reconstruction of the chunks (about 100 tokens) under 0.5 nats/token at the end, and every greedy answer exact. Takes
-minutes on two cores. Prints one JSON line and exits non-zero where that is not so.
+five minutes on two cores. Prints one JSON line and exits non-zero where that is not so.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main():
     a.add_argument("--bench", required=True)
     a.add_argument("--work", required=True)
     a.add_argument("--device", default="cpu")
-    a.add_argument("--steps", type=int, default=150)
+    a.add_argument("--steps", type=int, default=40)
     args = a.parse_args()
     at = lambda *names: os.path.join(args.work, *names)
     os.makedirs(at("records", "narrativeqa"))
