@@ -16,15 +16,18 @@ enum Case {
 }
 
 pub(crate) fn cached(c: &mut Checker) -> Result<()> {
-    for (h, hkv, d, m, bias) in [(9, 3, 64, 1536, false), (4, 1, 32, 96, true), (32, 8, 128, 1024, false)] {
+    for (h, hkv, d, m, bias) in [(9, 3, 64, 1536, false), (4, 1, 32, 104, true), (32, 8, 128, 4096, false)] {
         let cases = [
             Case::Behind(0, 1),
             Case::Behind(41, 1),
             Case::Behind(700, 3),
             Case::Behind(0, 130),
             Case::Behind(333, 17),
+            Case::Behind(5, 64),
+            Case::Behind(700, 8),
             Case::Last(vec![1, 700, 333]),
             Case::Last(vec![5, 2, 1, 4, 3, 257]),
+            Case::Last((1..30).map(|i| 29 * i).collect()),
         ];
         for case in cases {
             check(c, (h, hkv, d, m, bias), &case)?;
@@ -41,7 +44,7 @@ fn check(
     let (width, room) = (h * d, 900);
     let (name, sequences, rows) = match case {
         Case::Behind(offset, rows) => (format!("{rows} behind {offset}"), 1, *rows),
-        Case::Last(lengths) => (format!("last of {lengths:?}"), lengths.len(), lengths.len()),
+        Case::Last(lengths) => (format!("last of {} rows", lengths.len()), lengths.len(), lengths.len()),
     };
     let name = format!("cached layer {h}({hkv})x{d} {name}");
     let (q, kv) = (h * d, hkv * d);

@@ -11,6 +11,8 @@ pub(crate) struct Checker {
     pub(crate) floor: f64,
     /// Error that bf16 is allowed.
     pub(crate) rounding: f64,
+    /// The largest error of the last check.
+    pub(crate) largest: f64,
     pub(crate) failed: usize,
     pub(crate) ran: usize,
 }
@@ -52,6 +54,7 @@ impl Checker {
 
     pub(crate) fn report(&mut self, name: &str, errors: &[f64], tolerance: f64) {
         self.ran += 1;
+        self.largest = errors.iter().fold(self.largest, |most, &e| most.max(e));
         let ok = errors.iter().all(|&e| e < tolerance);
         self.failed += usize::from(!ok);
         let errors: Vec<String> = errors.iter().map(|e| format!("{e:.1e}")).collect();
@@ -70,6 +73,7 @@ impl Checker {
         if self.skips(name) {
             return Ok(());
         }
+        self.largest = 0.;
         for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, self.rounding)] {
             let cast = |t: &Tensor, dtype| if t.dtype().is_int() { Ok(t.clone()) } else { t.to_dtype(dtype) };
             let rounded = inputs.iter().map(|t| cast(t, dtype)).collect::<Result<Vec<_>>>()?;

@@ -27,6 +27,7 @@ fn main() -> Result<ExitCode> {
         filter: std::env::args().nth(1),
         floor: 0.,
         rounding: 2e-2,
+        largest: 0.,
         failed: 0,
         ran: 0,
     };
@@ -40,8 +41,6 @@ fn main() -> Result<ExitCode> {
     c.floor = 0.;
     operations::training(&mut c)?;
     cached::cached(&mut c)?;
-    // Every one of a layer's dozen steps rounds; the graph of small operations, checked beside it, is no nearer.
-    c.rounding = 8e-2;
     layers::layers(&mut c)?;
     timings::timings(&c)?;
     timings::layer_timings(&c)?;

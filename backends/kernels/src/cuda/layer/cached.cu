@@ -2,23 +2,6 @@
 // memory and residuals in five kernels. What they read is the weights; a warp makes the sums of two of their rows at
 // once, for R positions. Widths are multiples of 8 elements and addresses of 16 bytes.
 
-typedef bf16 T;
-typedef Pack<bf16> P8;
-
-// Where new positions stand. Row r is position r % t of sequence r / t, the position there is `offset` + r % t, or, where
-// there are lengths, the sequence's last. Strides of the memory [sequences, heads, room, d] are in elements.
-struct Place {
-  const u32* lengths;
-  i64 sequence, head;
-  int offset, t;
-};
-
-__device__ __forceinline__ i64 memory_index(const Place& p, int row, int head, int d) {
-  int b = row / p.t, t = row % p.t;
-  int position = p.lengths ? (int)p.lengths[b] - 1 + t : p.offset + t;
-  return b * p.sequence + head * p.head + (i64)position * d;
-}
-
 // Products of the rows w0 and w1 with R rows of x; every lane gets them.
 template <int R> __device__ __forceinline__ void products(const T* w0, const T* w1, const T* x, int xs, int k, float (&sum)[2][R]) {
 #pragma unroll
@@ -70,18 +53,6 @@ template <int R> __device__ __forceinline__ void norms(const T* x, const T* weig
 __device__ __forceinline__ int first_warp() { return blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; }
 __device__ __forceinline__ int warp_count() { return gridDim.x * (blockDim.x / 32); }
 
-// Values of the two elements of a head that are rotated together, as they are stored. `angle` is their index in the
-// tables.
-__device__ __forceinline__ void rotate(const T* cos, const T* sin, i64 angle, float& a, float& b) {
-  float co = widen(cos[angle]), si = widen(sin[angle]), first = a * co - b * si;
-  b = b * co + a * si;
-  a = first;
-}
-
-struct Projections {
-  const T *q, *k, *v, *q_bias, *k_bias, *v_bias;
-};
-
 // q of the norm of x, rotated, to rows of stride `qs`; k, rotated, and v to the memory.
 template <int R>
 __device__ __forceinline__ void attend_in(const T* x, const T* norm, Projections w, T* q, T* keys, T* values, const T* cos,
@@ -132,8 +103,6 @@ __device__ __forceinline__ void add_product(T* x, const T* y, const T* weight, c
     }
   }
 }
-
-__device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); }
 
 // y = silu(gate) up for the norm of x, m wide.
 template <int R>

@@ -1,7 +1,7 @@
 //! A decoder that reads new positions behind remembered ones: all of a pass in one matrix of activations, in place.
 //!
-//! Up to [`FEW`] positions take six launches a layer, whose time is that of reading the weights once; more of them go
-//! through cuBLAS.
+//! Up to [`FEW`] positions take six launches a layer and up to [`SOME`] eight, whose time is that of reading the weights once;
+//! more of them go through cuBLAS.
 
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
 use candle_core::{DType, Result, Tensor, bail};
@@ -13,10 +13,17 @@ use super::{Buffer, Context, Mat, PACK};
 use crate::cache::RowLengths;
 use crate::cuda::{Kernel, Module, blocks, function, grid, int, launch, over};
 
-const CACHED: Module = Module { name: "cached", source: include_str!("cached.cu") };
-/// Positions up to which the products are made by our own kernels.
+const CACHED: Module =
+    Module { name: "cached", source: concat!(include_str!("cached.cuh"), include_str!("cached.cu")) };
+const TILES: Module =
+    Module { name: "tiles", source: concat!(include_str!("cached.cuh"), include_str!("tiles.cu")) };
+/// Positions up to which the products are sums of our own.
 const FEW: usize = 4;
+/// Positions up to which they are our own, on tensor cores.
+const SOME: usize = 64;
 const THREADS: u32 = 256;
+/// Blocks of tiles with which a large GPU is busy: with fewer, tiles are small.
+const BUSY: usize = 132;
 /// Blocks that fill a large GPU several times over.
 const MOST_BLOCKS: usize = 132 * 6;
 const NULL: u64 = 0;
@@ -91,14 +98,54 @@ pub struct CachedPass<'a> {
     /// Own copies of the tables, which every layer reads.
     angles: (Tensor, Tensor),
     attention: CachedAttention,
-    own: Option<Own>,
+    products: Products,
 }
 
 /// The kernels for a few positions.
-struct Own {
+struct Few {
     attend_in: Kernel,
     add_product: Kernel,
     gate_up: Kernel,
+}
+
+/// What makes the products.
+enum Products {
+    Few(Few),
+    Tiles(Tiles),
+    Library,
+}
+
+/// A kernel of tiles: its blocks, and the shared memory of one.
+struct Tile {
+    kernel: Kernel,
+    blocks: usize,
+    shared: usize,
+}
+
+/// The kernels of tiles.
+struct Tiles {
+    attend_in: Tile,
+    attended: Tile,
+    gate_up: Tile,
+    down: Tile,
+}
+
+impl Tile {
+    /// For `rows` positions and `pairs` of weight rows.
+    fn new(ctx: &Context, name: &str, rows: usize, pairs: usize) -> Result<Self> {
+        let eights = rows.div_ceil(8).next_power_of_two();
+        let groups = if pairs.div_ceil(16) >= BUSY { 2 } else { 1 };
+        let definitions = format!("constexpr int NB = {eights}, G = {groups};\n");
+        let kernel = function(&ctx.dev, TILES, &format!("_{eights}_{groups}"), &definitions, name)?;
+        // Sums of 16 rows a group, of each of 8 warps and of all.
+        let shared = 9 * 16 * groups * 8 * eights * size_of::<f32>();
+        kernel.allow_shared(shared)?;
+        Ok(Self { kernel, blocks: pairs.div_ceil(8 * groups), shared })
+    }
+
+    fn config(&self) -> LaunchConfig {
+        grid((self.blocks, 1, 1), (THREADS, 1), self.shared)
+    }
 }
 
 impl<'a> CachedPass<'a> {
@@ -157,23 +204,33 @@ impl<'a> CachedPass<'a> {
         let angle = |t: &Tensor| t.to_dtype(DType::BF16)?.contiguous();
         let copy = ctx.buffer(rows, from.cols)?;
         ops::add(&ctx, from, None, copy.mat)?;
-        let few = rows <= FEW;
-        let own = |name: &str| function(&ctx.dev, CACHED, "", "", &format!("{name}_{rows}"));
-        let own = if few {
-            let own = Own {
-                attend_in: own("attend_in")?,
-                add_product: own("add_product")?,
-                gate_up: own("gate_up")?,
-            };
-            for kernel in [&own.attend_in, &own.gate_up] {
-                kernel.allow_shared(2 * rows * from.cols)?;
-            }
-            Some(own)
-        } else {
-            None
+        let width = from.cols;
+        let few = |name: &str| -> Result<Kernel> {
+            let kernel = function(&ctx.dev, CACHED, "", "", &format!("{name}_{rows}"))?;
+            kernel.allow_shared(2 * rows * width)?;
+            Ok(kernel)
         };
-        // Only products made elsewhere need the normalised rows and the gates apart.
-        let many = |cols: usize| ctx.buffer(if few { 1 } else { rows }, if few { PACK } else { cols });
+        let tile = |name: &str, pairs: usize| Tile::new(&ctx, name, rows, pairs);
+        let products = match rows {
+            ..=FEW => Products::Few(Few {
+                attend_in: few("attend_in")?,
+                add_product: few("add_product")?,
+                gate_up: few("gate_up")?,
+            }),
+            ..=SOME => Products::Tiles(Tiles {
+                attend_in: tile("attend_in_tile", (h + 2 * hkv) * d / 2)?,
+                attended: tile("add_product_tile", width / 2)?,
+                gate_up: tile("gate_up_tile", m)?,
+                down: tile("add_product_tile", width / 2)?,
+            }),
+            _ => Products::Library,
+        };
+        // What only some of them need.
+        let (normal, gates) = match products {
+            Products::Few(_) => ((1, PACK), (1, PACK)),
+            Products::Tiles(_) => ((rows, width), (1, PACK)),
+            Products::Library => ((rows, width), (rows, 2 * m)),
+        };
         let attention =
             CachedAttention::new(&ctx, Cached { sequences, t: rows / sequences, longest, h, hkv, d })?;
         Ok(Self {
@@ -182,14 +239,14 @@ impl<'a> CachedPass<'a> {
             heads: (h, hkv),
             d,
             x: copy,
-            normal: many(from.cols)?,
+            normal: ctx.buffer(normal.0, normal.1)?,
             qkv: ctx.buffer(rows, (h + 2 * hkv) * d)?,
             attended: ctx.buffer(rows, h * d)?,
-            gates: many(2 * m)?,
+            gates: ctx.buffer(gates.0, gates.1)?,
             active: ctx.buffer(rows, m)?,
             angles: (angle(cos)?, angle(sin)?),
             attention,
-            own,
+            products,
             ctx,
         })
     }
@@ -228,11 +285,11 @@ impl<'a> CachedPass<'a> {
             offset: int(offset)?,
             t: int(self.x.mat.rows / self.sequences)?,
         };
-        match &self.own {
-            Some(own) => self.few(own, layer, memory, place)?,
-            None => self.many(layer, memory, place)?,
+        match &self.products {
+            Products::Few(kernels) => self.few(kernels, layer, memory, place),
+            Products::Tiles(kernels) => self.some(kernels, layer, memory, place),
+            Products::Library => self.many(layer, memory, place),
         }
-        Ok(())
     }
 
     /// The last layer's output, in the shape of the first one's input.
@@ -257,16 +314,13 @@ impl<'a> CachedPass<'a> {
         l.bias.map_or(Ok(NULL), |b| self.address(b))
     }
 
-    fn few(&self, own: &Own, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
+    fn few(&self, own: &Few, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
         let [q, k, v, o, gate, up, down] = &layer.linears;
         let (h, hkv) = self.heads;
         let (x, d, eps) = (self.x.mat, self.d, layer.eps as f32);
         let shared = 2 * x.rows * x.cols;
         let (cos, sin) = (self.address(&self.angles.0)?, self.address(&self.angles.1)?);
-        let mut projections = Projections([NULL; 6]);
-        for (i, l) in [q, k, v].into_iter().enumerate() {
-            (projections.0[i], projections.0[3 + i]) = (self.address(l.weight)?, self.bias(l)?);
-        }
+        let projections = self.projections([q, k, v])?;
         let (width, stride, hi, hkvi, di) =
             (int(x.cols)?, int(self.qkv.mat.stride)?, int(h)?, int(hkv)?, int(d)?);
         let norm = self.address(layer.input_norm)?;
@@ -295,12 +349,56 @@ impl<'a> CachedPass<'a> {
     }
 
     /// `x += y W^T + bias`.
-    fn add_product(&self, own: &Own, y: Mat, l: &Plain<'_>) -> Result<()> {
+    fn add_product(&self, own: &Few, y: Mat, l: &Plain<'_>) -> Result<()> {
         let (weight, bias) = (self.address(l.weight)?, self.bias(l)?);
         let (n, k) = (int(self.x.mat.cols)?, int(y.cols)?);
         let mut args = own.add_product.builder();
         args.arg(&self.x.mat.address).arg(&y.address).arg(&weight).arg(&bias).arg(&n).arg(&k);
         launch(&mut args, warps(self.x.mat.cols / 2, 0))
+    }
+
+    fn projections(&self, linears: [&Plain<'_>; 3]) -> Result<Projections> {
+        let mut all = Projections([NULL; 6]);
+        for (i, l) in linears.into_iter().enumerate() {
+            (all.0[i], all.0[3 + i]) = (self.address(l.weight)?, self.bias(l)?);
+        }
+        Ok(all)
+    }
+
+    fn some(&self, own: &Tiles, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
+        let [q, k, v, o, gate, up, down] = &layer.linears;
+        let (h, hkv) = self.heads;
+        let (x, normal) = (self.x.mat, self.normal.mat.address);
+        self.norm(layer.input_norm, layer.eps)?;
+        let (cos, sin) = (self.address(&self.angles.0)?, self.address(&self.angles.1)?);
+        let projections = self.projections([q, k, v])?;
+        let (rows, width, stride) = (int(x.rows)?, int(x.cols)?, int(self.qkv.mat.stride)?);
+        let (hi, hkvi, di) = (int(h)?, int(hkv)?, int(self.d)?);
+        let mut args = own.attend_in.kernel.builder();
+        args.arg(&normal).arg(&projections).arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1);
+        args.arg(&cos).arg(&sin).arg(&place).arg(&rows).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di);
+        launch(&mut args, own.attend_in.config())?;
+
+        self.attend(memory, place)?;
+        self.add_tiles(&own.attended, self.attended.mat, o)?;
+        self.norm(layer.post_norm, layer.eps)?;
+        let (g, u, gb, ub) =
+            (self.address(gate.weight)?, self.address(up.weight)?, self.bias(gate)?, self.bias(up)?);
+        let m = int(self.active.mat.cols)?;
+        let mut args = own.gate_up.kernel.builder();
+        args.arg(&normal).arg(&g).arg(&u).arg(&gb).arg(&ub).arg(&self.active.mat.address);
+        args.arg(&rows).arg(&width).arg(&m);
+        launch(&mut args, own.gate_up.config())?;
+        self.add_tiles(&own.down, self.active.mat, down)
+    }
+
+    /// `x += y W^T + bias`.
+    fn add_tiles(&self, own: &Tile, y: Mat, l: &Plain<'_>) -> Result<()> {
+        let (weight, bias, x) = (self.address(l.weight)?, self.bias(l)?, self.x.mat);
+        let (rows, n, k) = (int(x.rows)?, int(x.cols)?, int(y.cols)?);
+        let mut args = own.kernel.builder();
+        args.arg(&x.address).arg(&y.address).arg(&weight).arg(&bias).arg(&rows).arg(&n).arg(&k);
+        launch(&mut args, own.config())
     }
 
     fn many(&self, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
