@@ -37,7 +37,12 @@ impl Fingerprint {
 
     /// The hash so far: 64 hexadecimal digits.
     pub fn finish(&self) -> String {
-        hex(&self.0.clone().finalize())
+        hex(&self.digest())
+    }
+
+    /// The same as bytes.
+    pub fn digest(&self) -> [u8; 32] {
+        self.0.clone().finalize().into()
     }
 }
 

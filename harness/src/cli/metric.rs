@@ -50,7 +50,7 @@ pub(super) fn metric(args: &MetricArgs) -> Result<Exit> {
         }
         let mut all = Scores::new();
         for plugin in &set.plugins {
-            all.extend(plugin.client.aggregate(rows.clone())?);
+            all.extend(plugin.client.aggregate(rows.iter().cloned())?);
         }
         let mut line = in_order(&set, &all);
         line.insert("n".into(), rows.len().into());

@@ -51,8 +51,7 @@ pub fn execute(
     quiet: bool,
     cancel: &CancelFlag,
 ) -> Result<Finished> {
-    let (writer, stored) = folder.append(&plan.entry.id)?;
-    let failed: BTreeMap<&str, bool> = stored.iter().map(|s| (s.key.as_str(), s.failed())).collect();
+    let (writer, failed) = folder.append(&plan.entry.id)?;
     let primary = &plan.entry.primary_metric;
     let parts = plan.task.metrics.parts(primary);
     let reporter = Reporter::new(&plan.entry.id, plan.entry.samples, primary, parts, quiet);
@@ -66,8 +65,9 @@ pub fn execute(
             part.push(examples.next().ok_or_else(gone)??);
         }
         // a batch that was not finished is redone whole: batching then changes no result
-        if keys.iter().all(|k| failed.contains_key(k.key.as_str())) {
-            run.finished.errors += keys.iter().filter(|k| failed[k.key.as_str()]).count() as u64;
+        let done: Option<Vec<bool>> = keys.iter().map(|k| failed.get(&k.key()).copied()).collect();
+        if let Some(done) = done {
+            run.finished.errors += done.iter().filter(|failed| **failed).count() as u64;
             run.finished.samples += keys.len() as u64;
             run.reporter.resumed(keys.len() as u64);
             continue;
@@ -212,7 +212,7 @@ impl Run<'_> {
         let slices = slices(&meta, &task.info.slices);
         meta.retain(|_, v| serde_json::to_string(v).is_ok_and(|s| s.len() <= LARGEST_META));
         let mut record = SampleRecord {
-            key: self.plan.samples[index].key.clone(),
+            key: self.plan.samples[index].key(),
             index: index as u64,
             id: example.id,
             group: example.group,

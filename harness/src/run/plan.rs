@@ -5,7 +5,7 @@ use crate::config::RunSettings;
 use crate::data;
 use crate::failure::{Failure, Result};
 use crate::store::{FileUsed, TaskEntry};
-use e2llm_backend::fingerprint::sha256_file;
+use e2llm_backend::fingerprint::{hex, sha256_file};
 use e2llm_backend::{Fingerprint, Generation, Request};
 use e2llm_plugin::client::ExampleStream;
 use e2llm_plugin::{Example, Prompt};
@@ -14,8 +14,14 @@ use std::collections::BTreeSet;
 /// One sample of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
-    /// Hash of all that decides the answer.
-    pub key: String,
+    key: [u8; 32],
+}
+
+impl Planned {
+    /// Hash of all that decides the answer, in hexadecimal.
+    pub fn key(&self) -> String {
+        hex(&self.key)
+    }
 }
 
 /// A task's part of the plan.
@@ -134,7 +140,7 @@ impl TaskPlan {
                 .text("backend", backend_fingerprint)
                 .text("generation", &json(&generation)?)
                 .text("plugin", &task.plugin_sha256);
-            samples.push(Planned { key: key.finish() });
+            samples.push(Planned { key: key.digest() });
             // an official template is known by its own hash, which others can check; the beginning of an answer may
             // name what is asked, and a wording must not depend on which samples are run
             wordings.insert(if prompt.template_sha256.is_empty() {
@@ -151,7 +157,7 @@ impl TaskPlan {
         }
         let mut plan = Fingerprint::new("plan", "1");
         for sample in &samples {
-            plan.text("key", &sample.key);
+            plan.text("key", &sample.key());
         }
         let entry = TaskEntry {
             id: task.info.id.clone(),

@@ -3,11 +3,11 @@
 use super::scoring::MetricSet;
 use crate::failure::Result;
 use crate::score::{
-    Bootstrap, LeaderboardRun, Results, RunIdentity, TaskMeta, TaskResults, TaskTimings, leaderboard_csv,
-    task_results, timings_csv,
+    Bootstrap, LeaderboardRun, Results, Rows, RunIdentity, Samples, TaskMeta, TaskResults, TaskTimings,
+    leaderboard_csv, task_results, timings_csv,
 };
-use crate::store::{Manifest, RunFolder, SampleRecord, TaskEntry};
-use e2llm_plugin::{Aggregate, MetricInfo, Row};
+use crate::store::{Manifest, RunFolder, TaskEntry};
+use e2llm_plugin::{Aggregate, MetricInfo};
 
 /// Aggregates every task of a run that has samples and writes `results.json`, `leaderboard.csv` and `timings.csv`.
 /// `metrics` gives a task's metric plugins.
@@ -23,16 +23,22 @@ pub fn write_results(
     let bootstrap = Bootstrap { seed: manifest.seed, resamples: manifest.bootstrap };
     let (mut tasks, mut timings) = (Vec::new(), Vec::new());
     for entry in &manifest.tasks {
-        let mut records = folder.samples(entry)?;
-        if records.is_empty() {
-            continue;
+        // not all records at once: they are as large as all questions and answers
+        let mut set = None;
+        let mut samples = Samples::default();
+        for record in folder.records(entry)? {
+            let mut record = record?;
+            if set.is_none() {
+                set = Some(metrics(entry)?);
+            }
+            if let Some(set) = set.as_ref().filter(|_| rescore) {
+                set.rescore(&mut record);
+            }
+            samples.add(&record);
         }
-        let set = metrics(entry)?;
-        if rescore {
-            records.iter_mut().for_each(|r| set.rescore(r));
-        }
-        timings.push(TaskTimings::of(&entry.id, &records));
-        tasks.push(aggregate(manifest, entry, &records, &set, bootstrap)?);
+        let Some(set) = set else { continue };
+        timings.push(TaskTimings::of(&entry.id, &samples));
+        tasks.push(aggregate(manifest, entry, &samples, &set, bootstrap)?);
     }
     let run = RunIdentity::new(&manifest.backend, manifest.seed, manifest.bootstrap);
     let results = Results::new(run, tasks);
@@ -48,7 +54,7 @@ pub fn write_results(
 fn aggregate(
     manifest: &Manifest,
     entry: &TaskEntry,
-    records: &[SampleRecord],
+    samples: &Samples,
     set: &MetricSet,
     bootstrap: Bootstrap,
 ) -> Result<TaskResults> {
@@ -63,13 +69,13 @@ fn aggregate(
         sample_data: entry.sample_data,
     };
     let infos: Vec<MetricInfo> = set.plugins.iter().map(|p| p.info.clone()).collect();
-    task_results(&meta, records, &infos, &set.wanted, bootstrap, &aggregate_by(set))
+    task_results(&meta, samples, &infos, &set.wanted, bootstrap, &aggregate_by(set))
 }
 
 /// The metrics' own way from rows to corpus values.
-pub fn aggregate_by(set: &MetricSet) -> impl Fn(&MetricInfo, &[Row]) -> Result<Aggregate> + '_ {
+pub fn aggregate_by(set: &MetricSet) -> impl Fn(&MetricInfo, &Rows<'_>) -> Result<Aggregate> + '_ {
     |info, rows| match set.plugins.iter().find(|p| p.info.id == info.id) {
-        Some(p) => Ok(p.client.aggregate(rows.to_vec())?),
+        Some(p) => Ok(p.client.aggregate(rows.iter())?),
         None => crate::score::as_declared(info, rows),
     }
 }

@@ -1,16 +1,15 @@
 //! From a task's samples to its results.
 
 use super::results::{FirstError, MetricResult, SliceResults, TaskMeta, TaskResults, TokenMeans};
+use super::samples::{Answer, Columns, Sample, Samples};
 use super::slices::{Slice, slices};
 use super::stats::{Clusters, DEFAULT_RESAMPLES, Statistic, interval_seed, mean};
 use crate::failure::{Failure, Result, did_you_mean};
-use crate::store::{Outcome, SampleRecord};
-use e2llm_backend::Usage;
 use e2llm_plugin::{Aggregate, Aggregation, MetricInfo, Row, Unit, ValueInfo, aggregate_values};
 use std::collections::BTreeMap;
 
 /// A metric's own way from rows (in order, errors included as empty rows) to corpus values.
-pub type Aggregator<'a> = dyn Fn(&MetricInfo, &[Row]) -> Result<Aggregate> + 'a;
+pub type Aggregator<'a> = dyn Fn(&MetricInfo, &Rows<'_>) -> Result<Aggregate> + 'a;
 
 /// How intervals are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,62 +31,57 @@ impl Bootstrap {
 ///
 /// # Errors
 /// None.
-pub fn as_declared(metric: &MetricInfo, rows: &[Row]) -> Result<Aggregate> {
-    Ok(aggregate_values(&metric.values, rows))
+pub fn as_declared(metric: &MetricInfo, rows: &Rows<'_>) -> Result<Aggregate> {
+    Ok(aggregate_values(&metric.values, &rows.iter().collect::<Vec<_>>()))
 }
 
 /// Aggregates the samples of one task. `wanted` names the values to report, in the order of showing; `metrics` are
-/// the families they belong to. The order of `records` does not matter.
+/// the families they belong to.
 ///
 /// # Errors
-/// No records; a sample that is there twice; a wanted value that no metric has or that no answered sample got; a
+/// No samples; an id that is there twice; a wanted value that no metric has or that no answered sample got; a
 /// primary metric that is not wanted; a value that is not finite; an error of `aggregate`.
 pub fn task_results(
     meta: &TaskMeta,
-    records: &[SampleRecord],
+    samples: &Samples,
     metrics: &[MetricInfo],
     wanted: &[String],
     bootstrap: Bootstrap,
     aggregate: &Aggregator<'_>,
 ) -> Result<TaskResults> {
     let place = |f: Box<Failure>| f.within(format!("scores of task `{}`", meta.task));
-    let records = in_order(records).map_err(place)?;
+    check_ids(samples).map_err(place)?;
     let wanted = find_values(metrics, wanted, &meta.primary_metric).map_err(place)?;
+    let all: Vec<&Sample> = samples.iter().collect();
+    let columns = samples.columns();
     for value in &wanted {
-        value.check(&records).map_err(place)?;
+        value.check(columns, &all).map_err(place)?;
     }
-    let scope = Scope { task: &meta.task, metrics, wanted: &wanted, bootstrap, aggregate };
-    let first_error = records.iter().find_map(|r| first_error(r));
-    let slices = slices(&records).iter().map(|s| scope.slice(s)).collect::<Result<_>>().map_err(place)?;
+    let scope = Scope { task: &meta.task, columns, metrics, wanted: &wanted, bootstrap, aggregate };
+    let first_error = all.iter().find_map(|s| first_error(s));
+    let slices = slices(&all).iter().map(|s| scope.slice(s)).collect::<Result<_>>().map_err(place)?;
     Ok(TaskResults { meta: meta.clone(), first_error, slices })
 }
 
-fn first_error(record: &SampleRecord) -> Option<FirstError> {
-    let message = match (&record.outcome, &record.score_error) {
-        (Outcome::Failed(e), _) => &e.message,
-        (Outcome::Answered { .. }, Some(e)) => e,
-        (Outcome::Answered { .. }, None) => return None,
-    };
-    Some(FirstError { sample: record.id.clone(), message: message.clone() })
+fn first_error(sample: &Sample) -> Option<FirstError> {
+    Some(FirstError { sample: sample.id.to_string(), message: sample.error.as_ref()?.to_string() })
 }
 
-/// Records by index, each sample once.
-fn in_order(records: &[SampleRecord]) -> Result<Vec<&SampleRecord>> {
-    if records.is_empty() {
+/// Some samples, each once.
+fn check_ids(samples: &Samples) -> Result<()> {
+    if samples.is_empty() {
         return Err(Failure::failed("there are no samples to aggregate")
             .help("run the task first; `--resume` continues a run that was interrupted"));
     }
-    let mut sorted: Vec<_> = records.iter().collect();
-    sorted.sort_by(|a, b| a.index.cmp(&b.index).then_with(|| a.id.cmp(&b.id)));
     let mut seen = BTreeMap::new();
-    for record in &sorted {
-        if let Some(first) = seen.insert(&record.id, record.index) {
+    for sample in samples.iter() {
+        if let Some(first) = seen.insert(&sample.id, sample.index) {
             let message =
-                format!("sample `{}` is there twice, as {first} and as {}", record.id, record.index);
+                format!("sample `{}` is there twice, as {first} and as {}", sample.id, sample.index);
             return Err(Failure::failed(message).help("ids must be unique within a task and split"));
         }
     }
-    Ok(sorted)
+    Ok(())
 }
 
 /// A value to report and the family it belongs to.
@@ -125,12 +119,17 @@ impl Wanted<'_> {
         }
     }
 
+    /// The same as columns.
+    fn places(&self, columns: &Columns) -> Vec<Option<usize>> {
+        self.sources().iter().map(|id| columns.of(id)).collect()
+    }
+
     /// Fails where a score is unusable, or where the metric evidently never ran.
-    fn check(&self, records: &[&SampleRecord]) -> Result<()> {
-        let answered: Vec<_> = records.iter().filter(|r| !r.failed()).collect();
-        for source in self.sources() {
-            let mut scores = answered.iter().filter_map(|r| Some((&r.id, *r.scores.get(source)?))).peekable();
-            if !answered.is_empty() && scores.peek().is_none() {
+    fn check(&self, columns: &Columns, samples: &[&Sample]) -> Result<()> {
+        let any_answered = samples.iter().any(|s| !s.failed());
+        for (source, place) in self.sources().iter().zip(self.places(columns)) {
+            let mut scores = samples.iter().filter_map(|s| Some((&s.id, s.score(place)?))).peekable();
+            if any_answered && scores.peek().is_none() {
                 return Err(Failure::failed(format!("no answered sample has a value `{source}`"))
                     .help("score the samples with `e2llm-bench score RUN`"));
             }
@@ -143,15 +142,18 @@ impl Wanted<'_> {
         Ok(())
     }
 
-    fn missing(&self, records: &[&SampleRecord]) -> usize {
-        let lacks = |r: &&&SampleRecord| self.sources().iter().any(|id| !r.scores.contains_key(id));
-        records.iter().filter(|r| !r.failed()).filter(lacks).count()
+    fn missing(&self, columns: &Columns, answered: &[&Sample]) -> usize {
+        let places = self.places(columns);
+        answered.iter().filter(|s| places.iter().any(|p| s.score(*p).is_none())).count()
     }
 }
 
 /// The samples' values; a sample without one counts as 0.
-fn statistic(value: &ValueInfo, records: &[&SampleRecord]) -> Statistic {
-    let column = |id: &String| records.iter().map(|r| score(r, id)).collect();
+fn statistic(value: &ValueInfo, columns: &Columns, samples: &[&Sample]) -> Statistic {
+    let column = |id: &String| {
+        let place = columns.of(id);
+        samples.iter().map(|s| s.score(place).unwrap_or(0.0)).collect()
+    };
     match &value.aggregation {
         Aggregation::Mean => Statistic::Mean(column(&value.id)),
         Aggregation::Sum => Statistic::Sum(column(&value.id)),
@@ -166,14 +168,14 @@ fn statistic(value: &ValueInfo, records: &[&SampleRecord]) -> Statistic {
 pub(super) fn measure(
     metric: &MetricInfo,
     value: &ValueInfo,
-    records: &[&SampleRecord],
+    columns: &Columns,
+    samples: &[&Sample],
     aggregate: &Aggregator<'_>,
 ) -> Result<(f64, Option<Statistic>)> {
     let wanted = Wanted { metric, value };
-    wanted.check(records)?;
-    let rows: Vec<Row> = records.iter().map(|r| row(r, metric)).collect();
-    let made = corpus_value(&aggregate(metric, &rows)?, &wanted)?;
-    let statistic = statistic(value, records);
+    wanted.check(columns, samples)?;
+    let made = corpus_value(&aggregate(metric, &Rows::new(columns, samples, metric))?, &wanted)?;
+    let statistic = statistic(value, columns, samples);
     let same = is_same(statistic.value(), made);
     Ok((made, same.then_some(statistic)))
 }
@@ -184,14 +186,10 @@ fn is_same(declared: f64, made: f64) -> bool {
     (declared - made).abs() <= 1e-9 * made.abs().max(1.0)
 }
 
-/// A sample's value. An error counts as 0 even where an older version of a metric left a score behind.
-fn score(record: &SampleRecord, id: &str) -> f64 {
-    if record.failed() { 0.0 } else { record.scores.get(id).copied().unwrap_or(0.0) }
-}
-
 /// What all slices of a task share.
 struct Scope<'a> {
     task: &'a str,
+    columns: &'a Columns,
     metrics: &'a [MetricInfo],
     wanted: &'a [Wanted<'a>],
     bootstrap: Bootstrap,
@@ -200,17 +198,17 @@ struct Scope<'a> {
 
 impl Scope<'_> {
     fn slice(&self, slice: &Slice<'_>) -> Result<SliceResults> {
-        let records = &slice.records;
-        let answered: Vec<_> = records.iter().copied().filter(|r| !r.failed()).collect();
-        let clusters = Clusters::new(records.iter().map(|r| r.group.as_str()));
-        let values = self.corpus_values(records)?;
+        let samples = &slice.samples;
+        let answered: Vec<_> = samples.iter().copied().filter(|s| !s.failed()).collect();
+        let clusters = Clusters::new(samples.iter().map(|s| &*s.group));
+        let values = self.corpus_values(samples)?;
         let completed = match answered.len() {
             0 => None,
-            n if n == records.len() => Some(values.clone()),
+            n if n == samples.len() => Some(values.clone()),
             _ => Some(self.corpus_values(&answered)?),
         };
         let metric = |w: &Wanted<'_>| -> Result<MetricResult> {
-            let statistic = statistic(w.value, records);
+            let statistic = statistic(w.value, self.columns, samples);
             let value = corpus_value(&values, w)?;
             let completed = completed.as_ref().map(|c| corpus_value(c, w)).transpose()?;
             let spread = Spread::of(&statistic, &clusters, value, || {
@@ -219,33 +217,31 @@ impl Scope<'_> {
                     self.bootstrap.resamples,
                 )
             });
-            Ok(metric_result(w, value, completed, &spread, records.len(), w.missing(&answered)))
+            let missing = w.missing(self.columns, &answered);
+            Ok(metric_result(w, value, completed, &spread, samples.len(), missing))
         };
-        let count = |f: fn(&SampleRecord) -> bool| answered.iter().filter(|r| f(r)).count();
+        let count =
+            |f: fn(&Answer) -> bool| answered.iter().filter(|s| s.answer.as_ref().is_some_and(f)).count();
         Ok(SliceResults {
             slice: slice.name.clone(),
-            n: records.len(),
+            n: samples.len(),
             groups: clusters.len(),
-            n_error: records.len() - answered.len(),
-            n_null: count(
-                |r| matches!(&r.outcome, Outcome::Answered { prediction, .. } if prediction.text.is_empty()),
-            ),
-            n_truncated: count(
-                |r| matches!(&r.outcome, Outcome::Answered { usage, .. } if usage.truncation.is_some()),
-            ),
+            n_error: samples.len() - answered.len(),
+            n_null: count(|a| a.is_null),
+            n_truncated: count(|a| a.is_truncated),
             tokens: token_means(&answered),
             metrics: self.wanted.iter().map(metric).collect::<Result<_>>()?,
         })
     }
 
     /// All corpus values, as the metrics themselves make them.
-    fn corpus_values(&self, records: &[&SampleRecord]) -> Result<Aggregate> {
+    fn corpus_values(&self, samples: &[&Sample]) -> Result<Aggregate> {
         let mut values = Aggregate::new();
         for metric in self.metrics {
             if !self.wanted.iter().any(|w| w.metric.id == metric.id) {
                 continue;
             }
-            let rows: Vec<Row> = records.iter().map(|r| row(r, metric)).collect();
+            let rows = Rows::new(self.columns, samples, metric);
             let found =
                 (self.aggregate)(metric, &rows).map_err(|f| f.within(format!("metric `{}`", metric.id)))?;
             values.extend(found.into_iter().filter(|(id, _)| metric.values.iter().any(|v| v.id == *id)));
@@ -254,13 +250,26 @@ impl Scope<'_> {
     }
 }
 
-/// What a metric aggregates of a sample: nothing where it ended in an error.
-fn row(record: &SampleRecord, metric: &MetricInfo) -> Row {
-    if record.failed() {
-        return Row::default();
+/// What a metric aggregates of samples, made one by one: they are many, and only sums come of them.
+pub struct Rows<'a> {
+    /// The metric's values and where they are.
+    own: Vec<(&'a String, Option<usize>)>,
+    samples: &'a [&'a Sample],
+}
+
+impl<'a> Rows<'a> {
+    fn new(columns: &Columns, samples: &'a [&'a Sample], metric: &'a MetricInfo) -> Self {
+        Self { own: metric.values.iter().map(|v| (&v.id, columns.of(&v.id))).collect(), samples }
     }
-    let own = |v: &ValueInfo| Some((v.id.clone(), *record.scores.get(&v.id)?));
-    Row { scores: metric.values.iter().filter_map(own).collect() }
+
+    /// In order; of a sample that ended in an error there is an empty row.
+    pub fn iter(&self) -> impl Iterator<Item = Row> + Clone {
+        self.samples.iter().map(|s| Row {
+            scores: (self.own.iter())
+                .filter_map(|(id, place)| Some(((*id).clone(), s.score(*place)?)))
+                .collect(),
+        })
+    }
 }
 
 fn corpus_value(values: &Aggregate, wanted: &Wanted<'_>) -> Result<f64> {
@@ -346,26 +355,22 @@ pub(super) fn ten_decimals(x: f64) -> f64 {
     format!("{x:.10}").parse::<f64>().unwrap_or(x) + 0.0
 }
 
-fn token_means(answered: &[&SampleRecord]) -> Option<TokenMeans> {
+fn token_means(answered: &[&Sample]) -> Option<TokenMeans> {
     if answered.is_empty() {
         return None;
     }
-    let mean_of = |field: fn(&Usage) -> u64| {
-        let values: Vec<f64> = (answered.iter())
-            .filter_map(|r| match &r.outcome {
-                Outcome::Answered { usage, .. } => Some(field(usage) as f64),
-                Outcome::Failed(_) => None,
-            })
-            .collect();
+    let mean_of = |field: fn(&Answer) -> u64| {
+        let values: Vec<f64> =
+            answered.iter().filter_map(|s| s.answer.as_ref()).map(|a| field(a) as f64).collect();
         ten_decimals(mean(&values))
     };
     Some(TokenMeans {
-        prompt: mean_of(|u| u.prompt_tokens),
-        context: mean_of(|u| u.context_tokens),
-        seen: mean_of(|u| u.context_seen),
-        dropped: mean_of(|u| u.context_dropped),
-        compressed: mean_of(|u| u.context_compressed),
-        soft: mean_of(|u| u.soft_tokens),
-        generated: mean_of(|u| u.generated_tokens),
+        prompt: mean_of(|a| a.prompt),
+        context: mean_of(|a| a.context),
+        seen: mean_of(|a| a.seen),
+        dropped: mean_of(|a| a.dropped),
+        compressed: mean_of(|a| a.compressed),
+        soft: mean_of(|a| a.soft),
+        generated: mean_of(|a| a.generated),
     })
 }

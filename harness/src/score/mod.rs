@@ -1,9 +1,9 @@
 //! Scores of a run, made from its samples and nothing else: no plugin is loaded, nothing is measured.
 //!
 //! ```text
-//! SampleRecord* --task_results--> TaskResults --+--> Results (results.json)
-//!                                               +--> leaderboard_csv, leaderboard_markdown (one run or many)
-//! SampleRecord* --TaskTimings::of--> timings_csv
+//! SampleRecord* --> Samples --task_results--> TaskResults --+--> Results (results.json)
+//!                           |                               +--> leaderboard_csv, leaderboard_markdown (one run or many)
+//!                           +--TaskTimings::of--> timings_csv
 //! SampleRecord* of several runs --Comparison::add_task--> Comparison --> comparison_text, _csv, _markdown
 //! ```
 //!
@@ -16,6 +16,7 @@ mod compare;
 mod leaderboard;
 mod markdown;
 mod results;
+mod samples;
 mod slices;
 mod stats;
 mod timings;
@@ -23,7 +24,7 @@ mod timings;
 #[cfg(test)]
 pub(in crate::score) mod tests;
 
-pub use aggregate::{Aggregator, Bootstrap, as_declared, task_results};
+pub use aggregate::{Aggregator, Bootstrap, Rows, as_declared, task_results};
 pub use compare::{
     CompareSettings, Comparison, DEFAULT_PERMUTATIONS, Difference, Normalised, TaskRun, Values,
     comparison_csv, comparison_markdown, comparison_text, notes as comparison_notes,
@@ -33,5 +34,6 @@ pub use markdown::leaderboard_markdown;
 pub use results::{
     FORMAT, FirstError, MetricResult, Results, RunIdentity, SliceResults, TaskMeta, TaskResults, TokenMeans,
 };
+pub use samples::Samples;
 pub use stats::{Clusters, DEFAULT_RESAMPLES, Statistic, interval_seed};
 pub use timings::{FirstToken, TaskTimings, timings_csv};

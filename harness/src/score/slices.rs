@@ -1,6 +1,6 @@
 //! The parts of a task that are reported apart: all of it, then e.g. `difficulty=hard`.
 
-use crate::store::SampleRecord;
+use super::samples::Sample;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
@@ -10,17 +10,17 @@ pub(super) const ALL: &str = "all";
 /// One slice: its name and its samples, in order.
 pub(super) struct Slice<'a> {
     pub(super) name: String,
-    pub(super) records: Vec<&'a SampleRecord>,
+    pub(super) samples: Vec<&'a Sample>,
 }
 
-/// All slices of records: the whole first, then by name and by value (numbers by size, before words).
-pub(super) fn slices<'a>(records: &[&'a SampleRecord]) -> Vec<Slice<'a>> {
+/// All slices of samples: the whole first, then by name and by value (numbers by size, before words).
+pub(super) fn slices<'a>(samples: &[&'a Sample]) -> Vec<Slice<'a>> {
     let keys: BTreeSet<(&str, Value<'_>)> =
-        records.iter().flat_map(|r| r.slices.iter()).map(|(k, v)| (k.as_str(), Value(v))).collect();
-    let mut all = vec![Slice { name: ALL.to_owned(), records: records.to_vec() }];
+        samples.iter().flat_map(|r| r.slices.iter()).map(|(k, v)| (k.as_str(), Value(v))).collect();
+    let mut all = vec![Slice { name: ALL.to_owned(), samples: samples.to_vec() }];
     all.extend(keys.into_iter().map(|(key, Value(value))| Slice {
         name: format!("{key}={value}"),
-        records: records.iter().copied().filter(|r| r.slices.get(key).is_some_and(|v| v == value)).collect(),
+        samples: samples.iter().copied().filter(|r| r.slices.get(key).is_some_and(|v| v == value)).collect(),
     }));
     all
 }

@@ -5,6 +5,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -151,14 +152,17 @@ pub(super) fn clustered_error(influences: &[f64], clusters: &Clusters) -> Option
     Some((squares * groups as f64 / (groups - 1) as f64).sqrt())
 }
 
+/// Resamples that one thread makes in a row.
+const RESAMPLES_AT_ONCE: usize = 32;
+
 /// What `of` makes of the statistics' values, once for each resample. All statistics are of the same samples and
-/// get the same draws. Nothing with fewer than two groups.
+/// get the same draws, whatever number of threads makes them. Nothing with fewer than two groups.
 pub(super) fn resampled(
     statistics: &[&Statistic],
     clusters: &Clusters,
     seed: [u8; 32],
     resamples: usize,
-    mut of: impl FnMut(&[f64]) -> f64,
+    of: impl Fn(&[f64]) -> f64 + Sync,
 ) -> Vec<f64> {
     let groups = clusters.len();
     if groups < 2 {
@@ -167,32 +171,37 @@ pub(super) fn resampled(
     let sums: Vec<Vec<f64>> =
         statistics.iter().flat_map(|s| s.columns()).map(|column| clusters.sums(column)).collect();
     let observed = clusters.of.len();
-    let mut rng = ChaCha8Rng::from_seed(seed);
-    let mut made = Vec::with_capacity(resamples);
-    let mut totals = vec![0.0; sums.len()];
-    let mut values = vec![0.0; statistics.len()];
-    for _ in 0..resamples {
-        totals.fill(0.0);
-        let mut drawn = 0;
-        for _ in 0..groups {
-            let group = draw(&mut rng, groups);
-            drawn += clusters.sizes[group];
-            for (total, column) in totals.iter_mut().zip(&sums) {
-                *total += column[group];
+    let some = |first: usize| {
+        let mut rng = ChaCha8Rng::from_seed(seed);
+        // where the draws of the resamples before end: two words each
+        rng.set_word_pos(2 * first as u128 * groups as u128);
+        let mut totals = vec![0.0; sums.len()];
+        let mut values = vec![0.0; statistics.len()];
+        let resample = || {
+            totals.fill(0.0);
+            let mut drawn = 0;
+            for _ in 0..groups {
+                let group = draw(&mut rng, groups);
+                drawn += clusters.sizes[group];
+                for (total, column) in totals.iter_mut().zip(&sums) {
+                    *total += column[group];
+                }
             }
-        }
-        for total in &mut totals {
-            *total /= drawn as f64;
-        }
-        let mut rest = totals.as_slice();
-        for (value, statistic) in values.iter_mut().zip(statistics) {
-            let (own, after) = rest.split_at(statistic.columns().len());
-            *value = statistic.combine(own, observed);
-            rest = after;
-        }
-        made.push(of(&values));
-    }
-    made
+            for total in &mut totals {
+                *total /= drawn as f64;
+            }
+            let mut rest = totals.as_slice();
+            for (value, statistic) in values.iter_mut().zip(statistics) {
+                let (own, after) = rest.split_at(statistic.columns().len());
+                *value = statistic.combine(own, observed);
+                rest = after;
+            }
+            of(&values)
+        };
+        std::iter::repeat_with(resample).take(RESAMPLES_AT_ONCE.min(resamples - first)).collect::<Vec<_>>()
+    };
+    let starts = (0..resamples.div_ceil(RESAMPLES_AT_ONCE)).into_par_iter();
+    starts.flat_map_iter(|i| some(i * RESAMPLES_AT_ONCE)).collect()
 }
 
 /// From the 2.5th to the 97.5th percentile; absent where there are no values or one is not finite.

@@ -1,10 +1,9 @@
 //! `timings.csv`: what it took, per task. Measured, so it is the one table that does not repeat.
 
 use super::leaderboard::{decimals, into_text, unwritable};
+use super::samples::{Answer, Samples};
 use super::stats::{mean, quantile};
 use crate::failure::Result;
-use crate::store::{Outcome, SampleRecord};
-use e2llm_backend::Usage;
 use serde::Serialize;
 
 /// The times of one task's answered samples.
@@ -36,31 +35,26 @@ pub struct FirstToken {
 }
 
 impl TaskTimings {
-    /// The times of a task's samples, in any order.
-    pub fn of(task: &str, records: &[SampleRecord]) -> Self {
-        let usages: Vec<&Usage> = (records.iter())
-            .filter_map(|r| match &r.outcome {
-                Outcome::Answered { usage, .. } => Some(usage),
-                Outcome::Failed(_) => None,
-            })
-            .collect();
-        let mut first: Vec<f64> = usages.iter().map(|u| u.time_to_first_token).collect();
+    /// The times of a task's samples.
+    pub fn of(task: &str, samples: &Samples) -> Self {
+        let answers: Vec<&Answer> = samples.iter().filter_map(|s| s.answer.as_ref()).collect();
+        let mut first: Vec<f64> = answers.iter().map(|a| a.time_to_first_token).collect();
         first.sort_by(f64::total_cmp);
-        let decoded: u64 = usages.iter().map(|u| u.generated_tokens.saturating_sub(1)).sum();
-        let mut times: Vec<f64> = usages.iter().map(|u| u.decode_time).collect();
+        let decoded: u64 = answers.iter().map(|a| a.generated.saturating_sub(1)).sum();
+        let mut times: Vec<f64> = answers.iter().map(|a| a.decode_time).collect();
         times.sort_by(f64::total_cmp);
         let seconds: f64 = times.iter().sum();
         Self {
             task: task.to_owned(),
-            n: usages.len(),
+            n: answers.len(),
             first_token: (!first.is_empty()).then(|| FirstToken {
                 mean: mean(&first),
                 p50: quantile(&first, 0.5),
                 p95: quantile(&first, 0.95),
             }),
             decode_tokens_per_second: (decoded > 0 && seconds > 0.0).then(|| decoded as f64 / seconds),
-            generated_tokens: usages.iter().map(|u| u.generated_tokens).sum(),
-            peak_memory: usages.iter().filter_map(|u| u.peak_memory).max(),
+            generated_tokens: answers.iter().map(|a| a.generated).sum(),
+            peak_memory: answers.iter().filter_map(|a| a.peak_memory).max(),
         }
     }
 }

@@ -19,6 +19,7 @@ pub use sample::{Outcome, SampleRecord};
 
 use crate::failure::{Failure, Result};
 use lines::Appender;
+use sample::KnownSample;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -101,19 +102,34 @@ impl RunFolder {
     /// # Errors
     /// A damaged file.
     pub fn samples(&self, task: &TaskEntry) -> Result<Vec<SampleRecord>> {
-        let all: Vec<SampleRecord> = lines::read(&self.samples_path(&task.id))?;
-        let by_index: BTreeMap<u64, SampleRecord> =
-            all.into_iter().filter(|s| s.index < task.samples).map(|s| (s.index, s)).collect();
+        let by_index: BTreeMap<u64, SampleRecord> = self
+            .records(task)?
+            .map(|s| Ok((s.as_ref().map_or(0, |s| s.index), s?)))
+            .collect::<Result<_>>()?;
         Ok(by_index.into_values().collect())
     }
 
-    /// Opens a task's samples for appending and gives those that are there.
+    /// The finished samples of a task one by one, as they were written: of several at one place the last counts.
+    ///
+    /// # Errors
+    /// A file that cannot be read; each item, where it is damaged.
+    pub fn records(&self, task: &TaskEntry) -> Result<impl Iterator<Item = Result<SampleRecord>> + use<>> {
+        let planned = task.samples;
+        let lines = lines::Lines::<SampleRecord>::open(&self.samples_path(&task.id))?;
+        Ok(lines.filter(move |s| s.as_ref().map_or(true, |s| s.index < planned)))
+    }
+
+    /// Opens a task's samples for appending and gives the keys of those that are there, and whether they failed.
     ///
     /// # Errors
     /// A damaged file, or one that cannot be written.
-    pub fn append(&self, task: &str) -> Result<(SampleWriter, Vec<SampleRecord>)> {
-        let (appender, lines) = Appender::open(&self.samples_path(task))?;
-        Ok((SampleWriter(appender), lines))
+    pub fn append(&self, task: &str) -> Result<(SampleWriter, BTreeMap<String, bool>)> {
+        let mut known = BTreeMap::new();
+        let appender = Appender::open(&self.samples_path(task), |s: KnownSample| {
+            let failed = s.failed();
+            known.insert(s.key, failed);
+        })?;
+        Ok((SampleWriter(appender), known))
     }
 }
 

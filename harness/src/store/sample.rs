@@ -2,6 +2,7 @@
 
 use e2llm_backend::{BackendError, FinishReason, Usage};
 use e2llm_plugin::{Prediction, Scores};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -63,5 +64,28 @@ impl SampleRecord {
     /// Whether the sample ended in an error.
     pub fn failed(&self) -> bool {
         self.score_error.is_some() || matches!(self.outcome, Outcome::Failed(_))
+    }
+}
+
+/// As much of a finished sample as decides whether it is done again.
+#[derive(Debug, Deserialize)]
+pub(super) struct KnownSample {
+    pub(super) key: String,
+    outcome: KnownOutcome,
+    #[serde(default)]
+    score_error: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KnownOutcome {
+    Answered(IgnoredAny),
+    Failed(IgnoredAny),
+}
+
+impl KnownSample {
+    /// As [`SampleRecord::failed`].
+    pub(super) fn failed(&self) -> bool {
+        self.score_error.is_some() || matches!(self.outcome, KnownOutcome::Failed(_))
     }
 }

@@ -1,16 +1,15 @@
 //! The host's side of the boundary: everything a plugin hands over is checked before it is believed.
 
-use crate::serve::{
-    AggregateRequest, CloseRequest, NextReply, NextRequest, OpenReply, ResponseRequest, TurnRequest,
-};
+use crate::serve::{CloseRequest, NextReply, NextRequest, OpenReply, ResponseRequest, TurnRequest};
 use crate::{
     Aggregate, Error, ErrorCode, Example, Examples, Kind, MetricInfo, MetricOptions, Prediction, Prompt,
     Result, Row, Scored, Scores, Source, Task, TaskInfo, TaskOptions,
 };
 use e2llm_plugin_abi as abi;
 use e2llm_plugin_abi::{E2Buf, E2Host, E2Plugin, E2Str};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::ffi::c_void;
 use std::fmt;
@@ -470,6 +469,23 @@ impl Drop for PluginStream {
     }
 }
 
+/// An [`crate::serve::AggregateRequest`] whose rows are written one by one.
+struct Rows<I>(I);
+
+impl<I: Iterator<Item = Row> + Clone> Serialize for Rows<I> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        struct Each<'a, I>(&'a I);
+        impl<I: Iterator<Item = Row> + Clone> Serialize for Each<'_, I> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                serializer.collect_seq(self.0.clone())
+            }
+        }
+        let mut request = serializer.serialize_struct("AggregateRequest", 1)?;
+        request.serialize_field("rows", &Each(&self.0))?;
+        request.end()
+    }
+}
+
 /// A metric behind the boundary. After a panic its next call goes to a fresh instance.
 #[derive(Debug, Clone)]
 pub struct MetricClient(Arc<Renewable>);
@@ -518,7 +534,7 @@ impl MetricClient {
     ///
     /// # Errors
     /// The plugin's own.
-    pub fn aggregate(&self, rows: Vec<Row>) -> Result<Aggregate> {
-        self.0.answer("aggregate", &AggregateRequest { rows })
+    pub fn aggregate(&self, rows: impl IntoIterator<Item = Row, IntoIter: Clone>) -> Result<Aggregate> {
+        self.0.answer("aggregate", &Rows(rows.into_iter()))
     }
 }

@@ -93,7 +93,8 @@ pub(super) fn meta(primary: &str) -> TaskMeta {
 /// Results of `records` by the declared aggregation; the first wanted value is the primary one.
 pub(super) fn score(records: &[SampleRecord], wanted: &[&str]) -> crate::failure::Result<TaskResults> {
     let ids: Vec<String> = wanted.iter().map(|&s| s.to_owned()).collect();
-    task_results(&meta(wanted[0]), records, &[metric()], &ids, Bootstrap::new(7), &as_declared)
+    let samples: Samples = records.iter().collect();
+    task_results(&meta(wanted[0]), &samples, &[metric()], &ids, Bootstrap::new(7), &as_declared)
 }
 
 pub(super) fn identity() -> RunIdentity {

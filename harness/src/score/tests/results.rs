@@ -134,20 +134,20 @@ fn slices_come_in_order_and_have_their_own_numbers() {
 
 #[test]
 fn the_metric_itself_aggregates() {
-    let best = |info: &MetricInfo, rows: &[e2llm_plugin::Row]| -> crate::failure::Result<Aggregate> {
+    let best = |info: &MetricInfo, rows: &Rows<'_>| -> crate::failure::Result<Aggregate> {
         assert_eq!(info.id, "family");
-        let best = rows.iter().filter_map(|r| r.scores.get("a")).fold(0.0, |a: f64, b| a.max(*b));
+        let best = rows.iter().filter_map(|r| r.scores.get("a").copied()).fold(0.0, f64::max);
         Ok([("a".to_owned(), best)].into_iter().collect())
     };
-    let records = two_documents();
+    let samples: Samples = two_documents().iter().collect();
     let ids = ["a".to_owned()];
-    let results = task_results(&meta("a"), &records, &[metric()], &ids, Bootstrap::new(7), &best).unwrap();
+    let results = task_results(&meta("a"), &samples, &[metric()], &ids, Bootstrap::new(7), &best).unwrap();
     let a = value(&results, 0, "a");
     assert_eq!((a.value, a.ci_low), (100.0, None));
     assert_eq!(a.note, "no interval: the metric aggregates in its own way");
 
     let both = ["a".to_owned(), "b".to_owned()];
-    let error = task_results(&meta("a"), &records, &[metric()], &both, Bootstrap::new(7), &best).unwrap_err();
+    let error = task_results(&meta("a"), &samples, &[metric()], &both, Bootstrap::new(7), &best).unwrap_err();
     assert_eq!(error.to_string(), "scores of task `quality`: metric `family` made no value of `b`");
 }
 
@@ -170,8 +170,9 @@ fn unusable_input_is_named() {
     let unscored = [answered(0, "d", &[]), answered(1, "d", &[("a", 1.0)])];
     assert_eq!(message(&unscored, &["b"]), "scores of task `quality`: no answered sample has a value `b`");
     let ids = ["a".to_owned()];
+    let samples: Samples = records.iter().collect();
     let error =
-        task_results(&meta("g"), &records, &[metric()], &ids, Bootstrap::new(7), &as_declared).unwrap_err();
+        task_results(&meta("g"), &samples, &[metric()], &ids, Bootstrap::new(7), &as_declared).unwrap_err();
     assert!(error.to_string().contains("primary metric `g`"), "{error}");
 }
 

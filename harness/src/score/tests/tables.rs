@@ -129,17 +129,17 @@ fn markdown_puts_runs_side_by_side() {
 
 #[test]
 fn timings_by_hand() {
-    let mut records = vec![answered(0, "d", &[]), failed(1, "d", "boom"), answered(2, "d", &[])];
+    let mut records = [answered(0, "d", &[]), failed(1, "d", "boom"), answered(2, "d", &[])];
     if let Outcome::Answered { usage, .. } = &mut records[2].outcome {
         usage.time_to_first_token = 1.5;
         usage.generated_tokens = 1;
         usage.decode_time = 0.0;
         usage.peak_memory = None;
     }
-    let timings = TaskTimings::of("qmsum", &records);
+    let timings = TaskTimings::of("qmsum", &records.iter().collect());
     records.reverse();
-    assert_eq!(TaskTimings::of("qmsum", &records), timings);
-    let empty = TaskTimings::of("niah", &records[1..2]);
+    assert_eq!(TaskTimings::of("qmsum", &records.iter().collect()), timings);
+    let empty = TaskTimings::of("niah", &records[1..2].iter().collect());
     let expected = [
         "task,n,ttft_mean_s,ttft_p50_s,ttft_p95_s,decode_tokens_per_s,generated_tokens,peak_memory_mib",
         "qmsum,2,1.0000,1.0000,1.4500,5.0000,12,3.0000",
