@@ -12,7 +12,8 @@
 //! Cost: that of `full`, O(T^2) attention and O(T) memory, for T up to s L.
 //!
 //! Ours: the window is s L unless `window` says otherwise, also for `dynamic`, whose angles are those of the prompt
-//! with room for its answer from the first position on, so that keys read early and late agree.
+//! with room for the longest answer asked for (n above) from the first position on, so that keys read early and late
+//! agree and neighbours in a batch change nothing. Another `max_new_tokens` is therefore another stretch.
 
 use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
 use crate::options::{bad_option, positive};

@@ -127,7 +127,7 @@ impl<'a> Start<'a, '_> {
         let start = Instant::now();
         let mut writer = Writer::new(self.tokenizer, self.eos_ids, what.settings)?;
         let prompt_tokens = prompt_len(what.prompt);
-        let mut read = cache.row(prompt_tokens)?;
+        let mut read = cache.row(prompt_tokens + what.settings.max_new_tokens)?;
         let hidden = prefill(self.llama, what.prompt, &mut read, self.cancelled)?;
         if !writer.has_ended() {
             if (self.cancelled)() {

@@ -44,7 +44,7 @@ impl BatchCache {
         Ok(Self { layers, device: device.clone(), rows: Vec::with_capacity(rows), reading: None })
     }
 
-    /// A view of the first row that is not in use, empty, to read a prompt of up to `room` positions into.
+    /// A view of the first row that is not in use, empty, for a sequence that will have about `expected` positions.
     pub(crate) fn row(&self, expected: usize) -> Result<KvCache> {
         let row = |t: &Tensor| t.narrow(0, self.rows.len(), 1);
         let layers = self.layers.iter().map(|(k, v)| Ok((row(k)?, row(v)?)));

@@ -69,7 +69,7 @@ pub fn generate(
     settings: &Generation,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Generated> {
-    let mut cache = KvCache::new(prompt_len(prompt));
+    let mut cache = KvCache::new(prompt_len(prompt) + settings.max_new_tokens);
     generate_with(&mut cache, llama, tokenizer, eos_ids, prompt, settings, cancelled)
 }
 

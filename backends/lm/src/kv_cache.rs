@@ -21,7 +21,8 @@ impl KvCache {
     /// An empty memory for a sequence that will have about `expected` positions (0: unknown).
     ///
     /// The expected length decides how much room is made at first and, for dynamic rotary scaling only, the
-    /// length that angles are computed for: give the prompt's length to get what one pass would give.
+    /// length that angles are computed for: give that of the prompt and its answer, or the angles change while the
+    /// answer is written and keys read early no longer fit those read late.
     pub fn new(expected: usize) -> Self {
         Self { layers: Vec::new(), len: 0, expected }
     }

@@ -5,8 +5,8 @@ use crate::support::{llama_json, never};
 use crate::text::byte_tokenizer;
 use candle_core::Tensor;
 use e2llm_lm::{
-    Ask, Finish, Generated, Generation, Llama, LmError, Precision, Result, Segment, Tokenizer, generate,
-    generate_batch,
+    Ask, Finish, Generated, Generation, KvCache, Llama, LmError, Precision, Result, Segment, Tokenizer,
+    generate, generate_batch, prefill,
 };
 use serde_json::json;
 
@@ -97,6 +97,30 @@ fn answers_are_those_of_one_at_a_time() {
                 }
                 assert_eq!(ends.contains(&Finish::Eos), !eos.is_empty(), "{variant}: {ends:?}");
             }
+        }
+    }
+}
+
+/// Where the window is left, also in the midst of an answer, every token is what one pass over all before it gives.
+#[test]
+fn dynamic_angles_do_not_change_while_an_answer_is_written() {
+    let mut config = llama_json();
+    config["rope_scaling"] = json!({"rope_type": "dynamic", "factor": 4.0});
+    let llama = llama_of(&config, F64);
+    let questions: Vec<_> = [20, 50, 90].map(|n| question(vec![words(n, 64)], 30)).into();
+    let together = side_by_side(&llama, None, &[], &questions, &never);
+    for (n, (q, answer)) in [20, 50, 90].into_iter().zip(questions.iter().zip(together)) {
+        let answer = answer.unwrap();
+        assert_same(&answer, &alone(&llama, None, &[], q), &n.to_string());
+        assert_eq!(answer.ids.len(), 30);
+        let mut read = ids(n, 64);
+        for token in answer.ids {
+            let all = [Segment::Ids(read.clone())];
+            let hidden = prefill(&llama, &all, &mut KvCache::new(n + 30), &never).unwrap();
+            let logits = llama.logits(&hidden).unwrap().flatten_all().unwrap();
+            let likeliest = logits.argmax(0).unwrap().to_scalar::<u32>().unwrap();
+            assert_eq!(token, likeliest, "{n}: token {}", read.len() - n);
+            read.push(token);
         }
     }
 }
