@@ -28,4 +28,4 @@ for _ in $(seq 120); do
   sleep 1
 done
 
-LLAMA_SERVER="http://127.0.0.1:$port/v1" cargo test --release -p e2llm-e2e -- --ignored a_real_server
+LLAMA_SERVER="http://127.0.0.1:$port/v1" cargo test --release --workspace --test e2e -- --ignored a_real_server
