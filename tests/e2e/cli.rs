@@ -202,3 +202,31 @@ fn metrics_score_pairs_in_order() {
     let mean = bench(&["metric", "em_squad", "--aggregate", "--input", arg(&pairs)]).code(0).json_lines();
     assert_eq!(mean, [serde_json::json!({"em_squad": 0.0004, "n": 5000})]);
 }
+
+#[test]
+fn backends_are_measured_by_length() {
+    let dir = tempdir().unwrap();
+    let out = dir.path().join("curves");
+    let measure = |more: &[&str]| {
+        bench(&[&["bench", "backend", "--out", arg(&out), "--backend", "echo"], more].concat())
+    };
+    let rows = measure(&["--lengths", "1k,100", "--new-tokens", "3"]).code(0).json_lines();
+    let lengths: Vec<_> = rows.iter().map(|r| r["length"].as_u64().unwrap()).collect();
+    assert_eq!(lengths, [100, 1024]);
+    assert!(
+        rows.iter().all(|r| r["backend"] == "echo" && r["context_tokens"].as_u64() >= r["length"].as_u64())
+    );
+    let csv = std::fs::read_to_string(out.join("points.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 3, "{csv}");
+    assert!(csv.lines().nth(2).unwrap().starts_with("echo,1024,"), "{csv}");
+    for picture in ["ttft.svg", "decode.svg", "memory.svg"] {
+        assert!(std::fs::read_to_string(out.join(picture)).unwrap().starts_with("<svg"), "{picture}");
+    }
+    // a length that fails is a point, and what is longer is not tried
+    let failing = ["--lengths", "100,200", "--backend-option", "fail_every=1"];
+    let rows = measure(&failing).code(0).json_lines();
+    assert!(rows[0]["error"].as_str().unwrap().len() > 3, "{rows:?}");
+    assert!(rows[1]["error"].as_str().unwrap().starts_with("not tried: "), "{rows:?}");
+    measure(&["--lengths", "4.5k"]).code(2).says(&["--lengths 4.5k", "4096"]);
+    bench(&["bench", "backend", "--out", arg(&out), "--backend", "ecco"]).code(2).says(&["echo"]);
+}

@@ -1,6 +1,6 @@
 //! `bench`.
 
-use super::args::BenchArgs;
+use super::args::{BenchArgs, BenchCommand};
 use super::output;
 use crate::failure::{Exit, Failure, Result};
 use crate::training::failure;
@@ -12,6 +12,9 @@ use e2llm_train::bench::{Bench, BenchSettings, Shape};
 /// # Errors
 /// A device that cannot be used; any failure of the model but exhausted memory, which is a line too.
 pub(super) fn bench(args: &BenchArgs) -> Result<Exit> {
+    if let Some(BenchCommand::Backend(args)) = &args.command {
+        return super::bench_backend::bench_backend(args);
+    }
     let device: e2llm_backend::Device = args.device.parse().map_err(Failure::usage)?;
     let shape =
         Shape::named(&args.shape).ok_or_else(|| Failure::usage(format!("no shape `{}`", args.shape)))?;

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod bench_backend;
 mod compare;
 mod data;
 mod data_fetch;

@@ -4,7 +4,7 @@ use clap::Args;
 use std::path::PathBuf;
 
 /// Where plugins are.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct PluginDirs {
     /// Folder with plugins, searched first (repeatable)
     #[arg(long, value_name = "DIR", env = "E2LLM_PLUGIN_DIR")]
@@ -12,7 +12,7 @@ pub struct PluginDirs {
 }
 
 /// Where models come from.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct ModelFlags {
     /// Never use the network
     #[arg(long, env = "E2LLM_OFFLINE")]
@@ -23,7 +23,7 @@ pub struct ModelFlags {
 }
 
 /// Flags of `run`.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct RunArgs {
     /// Tasks, separated by commas, or `all`
     #[arg(long, value_name = "A,B|all", env = "E2LLM_TASKS", value_delimiter = ',')]

@@ -1,5 +1,9 @@
 //! The most memory that something took.
 
+use crate::failure::{Failure, Result};
+use e2llm_kernels::{peak_memory, reset_peak_memory};
+use e2llm_lm::open_device;
+
 /// Counts from a reset on.
 pub trait PeakMemory {
     /// Forgets the peak so far.
@@ -17,6 +21,7 @@ pub struct ResidentMemory {
 
 impl PeakMemory for ResidentMemory {
     fn reset(&mut self) {
+        give_back_freed();
         // 5 resets the high-water mark: proc_pid_clear_refs(5)
         self.was_reset = std::fs::write("/proc/self/clear_refs", "5").is_ok();
     }
@@ -27,6 +32,42 @@ impl PeakMemory for ResidentMemory {
             return None;
         }
         high_water_mark(&std::fs::read_to_string("/proc/self/status").ok()?)
+    }
+}
+
+/// Gives the system what was freed, which is else counted with what is taken next; only glibc is asked.
+fn give_back_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes no pointer, and any thread may call it at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// What all tensors on a GPU take together, weights included, as its memory pool counts it.
+pub struct DeviceMemory {
+    device: candle_core::Device,
+    was_reset: bool,
+}
+
+impl DeviceMemory {
+    /// The memory of a device.
+    ///
+    /// # Errors
+    /// A device that cannot be used.
+    pub fn new(device: e2llm_backend::Device) -> Result<Self> {
+        let device = open_device(device).map_err(|e| Failure::failed(e.to_string()))?;
+        Ok(Self { device, was_reset: false })
+    }
+}
+
+impl PeakMemory for DeviceMemory {
+    fn reset(&mut self) {
+        self.was_reset = reset_peak_memory(&self.device).is_ok();
+    }
+
+    fn peak(&mut self) -> Option<u64> {
+        if self.was_reset { peak_memory(&self.device).ok().flatten() } else { None }
     }
 }
 

@@ -12,11 +12,12 @@ mod memory;
 mod report;
 
 pub use filler::filler;
-pub use memory::{PeakMemory, ResidentMemory};
+pub use memory::{DeviceMemory, PeakMemory, ResidentMemory};
 pub use report::{points_csv, points_svg};
 
 use crate::failure::{Failure, Result};
 use e2llm_backend::{Backend, BackendError, ErrorKind, Generation, Prompt, Request, Response};
+use serde::Serialize;
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -32,7 +33,7 @@ pub struct MeasureSettings {
 }
 
 /// What a context of some length took.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Point {
     /// Tokens asked for.
     pub length: usize,
@@ -47,6 +48,7 @@ pub struct Point {
     /// Most memory in bytes while it was answered: the backend's figure, else the process's resident memory.
     pub peak_memory: Option<u64>,
     /// Why there are no figures.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 

@@ -56,8 +56,9 @@ pub fn points_csv(backends: &[(&str, &[Point])]) -> Result<String> {
 
 /// Pictures over the context's length, by file name: `ttft.svg`, `decode.svg`, `memory.svg`.
 pub fn points_svg(backends: &[(&str, &[Point])]) -> Vec<(&'static str, String)> {
+    let names: Vec<String> = backends.iter().map(|(name, points)| legend(name, points)).collect();
     let plot = |y: &str, of: &dyn Fn(&Point) -> Option<f64>| {
-        let series = backends.iter().enumerate().map(|(i, (name, points))| Series {
+        let series = backends.iter().zip(&names).enumerate().map(|(i, ((_, points), name))| Series {
             name,
             colour: COLOURS[i % COLOURS.len()],
             marked: true,
@@ -74,6 +75,15 @@ pub fn points_svg(backends: &[(&str, &[Point])]) -> Vec<(&'static str, String)> 
         ("decode.svg", plot("seconds per token", &|p| p.seconds_per_token)),
         ("memory.svg", plot("peak memory, MiB", &|p| p.peak_memory.map(|b| b as f64 / MIB))),
     ]
+}
+
+/// A backend's name, with the length it ends at where longer ones failed.
+fn legend(name: &str, points: &[Point]) -> String {
+    let last = points.iter().filter(|p| p.error.is_none()).map(|p| p.length).max();
+    match last {
+        Some(last) if points.iter().any(|p| p.error.is_some()) => format!("{name} (ends at {last})"),
+        _ => name.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +118,7 @@ mod tests {
             ["ttft.svg", "decode.svg", "memory.svg"]
         );
         for (name, svg) in pictures {
-            assert!(svg.contains(">full</text>") && svg.contains(">e2llm</text>"), "{name}");
+            assert!(svg.contains(">full</text>") && svg.contains(">e2llm (ends at 1000)</text>"), "{name}");
             assert_eq!(svg.matches("<circle").count(), 3, "{name}: a failed length has no point");
         }
     }

@@ -10,6 +10,8 @@ const TOP: f64 = 40.0;
 const BOTTOM: f64 = 44.0;
 /// Most points of a line: more cannot be told apart.
 const POINTS: usize = 600;
+/// Height of a row of the legend.
+const LINE: f64 = 16.0;
 /// Width of a letter, for placing the legend.
 const LETTER: f64 = 7.0;
 
@@ -40,15 +42,19 @@ pub struct Plot<'a> {
 impl Plot<'_> {
     /// The picture. Long lines are means of neighbouring points.
     pub fn svg(&self) -> String {
+        let legend = self.legend();
+        // the picture grows by the rows of the legend
+        let rows = LINE * legend.last().map_or(0.0, |(_, row)| *row as f64);
+        let (top, height) = (TOP + rows, HEIGHT + rows);
         let lines: Vec<_> = self.series.iter().map(|s| thinned(&s.points)).collect();
         let points = || self.series.iter().flat_map(|s| &s.points);
         let last = points().map(|p| p.0).fold(0.0, f64::max);
         let last = if last > 0.0 { last } else { 1.0 };
         let high = lines.iter().flatten().map(|p| p.1).fold(0.0, f64::max).max(1e-3) * 1.05;
         let x = |at: f64| LEFT + (WIDTH - LEFT - RIGHT) * at / last;
-        let y = |value: f64| HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / high;
+        let y = |value: f64| height - BOTTOM - (height - top - BOTTOM) * value / high;
         let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
              font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
         );
         // Writing to a String cannot fail.
@@ -63,19 +69,20 @@ impl Plot<'_> {
             );
         }
         for (at, text) in ticks(last) {
-            let (x, y) = (x(at), HEIGHT - BOTTOM + 16.0);
+            let (x, y) = (x(at), height - BOTTOM + 16.0);
             let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{text}</text>");
         }
         let _ = writeln!(
             out,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text><text x=\"{LEFT}\" y=\"16\">{}</text>",
             (LEFT + WIDTH - RIGHT) / 2.0,
-            HEIGHT - 8.0,
+            height - 8.0,
             escaped(self.x),
             escaped(self.y)
         );
-        let mut legend = LEFT + LETTER * self.y.len() as f64 + 12.0;
-        for (Series { name, colour, marked, .. }, points) in self.series.iter().zip(&lines) {
+        for ((Series { name, colour, marked, .. }, points), (left, row)) in
+            self.series.iter().zip(&lines).zip(legend)
+        {
             if points.is_empty() {
                 continue;
             }
@@ -89,10 +96,27 @@ impl Plot<'_> {
                 let (x, y) = (x(*s), y(*v));
                 let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>");
             }
-            let _ = writeln!(out, "<text x=\"{legend}\" y=\"16\" fill=\"{colour}\">{}</text>", escaped(name));
-            legend += LETTER * name.len() as f64 + 16.0;
+            let y = LINE * (row + 1) as f64;
+            let _ = writeln!(out, "<text x=\"{left}\" y=\"{y}\" fill=\"{colour}\">{}</text>", escaped(name));
         }
         out + "</svg>\n"
+    }
+
+    /// Where each line's name begins, and in which row of the legend; those left out take no place.
+    fn legend(&self) -> Vec<(f64, usize)> {
+        let start = LEFT + LETTER * self.y.len() as f64 + 12.0;
+        let (mut left, mut row) = (start, 0);
+        let place = |line: &Series<'_>| {
+            let width = LETTER * line.name.len() as f64;
+            let shown = !line.points.is_empty();
+            if shown && left + width > WIDTH - RIGHT && left > start {
+                (left, row) = (start, row + 1);
+            }
+            let at = (left, row);
+            left += if shown { width + 16.0 } else { 0.0 };
+            at
+        };
+        self.series.iter().map(place).collect()
     }
 }
 
@@ -139,5 +163,15 @@ mod tests {
         assert!(svg.contains("M56.0 356.0L704.0 "), "{svg}");
         assert_eq!(svg.matches("<circle").count(), 2);
         assert!(!Plot { x: "", y: "", series: Vec::new() }.svg().contains("NaN"));
+    }
+
+    #[test]
+    fn a_long_legend_has_rows() {
+        let line = |name| Series { name, colour: "red", marked: false, points: vec![(1.0, 1.0)] };
+        let series = vec![line("a name that takes a third of a row"); 4];
+        let svg = Plot { x: "length", y: "seconds", series }.svg();
+        assert!(svg.contains("viewBox=\"0 0 720 416\""), "{svg}");
+        let rows = |y: u32| svg.matches(&format!("y=\"{y}\" fill=\"red\"")).count();
+        assert_eq!((rows(16), rows(32)), (2, 2), "{svg}");
     }
 }

@@ -7,7 +7,7 @@ mod training;
 pub(super) use data::{DataArgs, DataCommand};
 pub(super) use model::{ConvertArgs, ElementType, MergeArgs, ModelArgs, ModelCommand, ModelLayout};
 pub use training::PrepareArgs;
-pub(super) use training::{BenchArgs, TrainArgs, ValidateArgs};
+pub(super) use training::{BackendBenchArgs, BenchArgs, BenchCommand, TrainArgs, ValidateArgs};
 
 use crate::config::{ModelFlags, PluginDirs, RunArgs};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -55,7 +55,7 @@ pub enum Command {
     Train(TrainArgs),
     /// Measure a model's losses on prepared validation data
     Validate(ValidateArgs),
-    /// Measure how fast the E2LLM model is, on random weights
+    /// Measure how fast the E2LLM model is, on random weights; or what backends take (`bench backend`)
     Bench(BenchArgs),
     /// List or verify plugins
     Plugin(PluginArgs),

@@ -1,8 +1,8 @@
 //! Flags of what makes and measures models: `prepare`, `train`, `validate`, `bench`.
 
 use crate::config::{ModelFlags, PluginDirs};
-use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 /// Flags of `prepare`.
@@ -134,7 +134,11 @@ pub struct ValidateArgs {
 
 /// Flags of `bench`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    #[allow(missing_docs)]
+    pub command: Option<BenchCommand>,
     /// What to measure, separated by commas
     #[arg(value_delimiter = ',', default_value = "all", value_parser = ["encode", "prefill", "decode", "train", "context", "all"])]
     pub benches: Vec<String>,
@@ -165,6 +169,57 @@ pub struct BenchArgs {
     /// Seed of weights and inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+}
+
+/// Commands of `bench`.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Measure what backends take, as functions of the context's length: a table and pictures
+    Backend(Box<BackendBenchArgs>),
+}
+
+/// Flags of `bench backend`.
+#[derive(Debug, Args)]
+pub struct BackendBenchArgs {
+    /// Methods to measure, one after another, or `all`
+    #[arg(long, value_name = "A,B|all", value_delimiter = ',')]
+    pub backend: Vec<String>,
+    /// Lengths of contexts in tokens: 4096, 4k (the same), 1m
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1k,2k,4k,8k,16k")]
+    pub lengths: Vec<String>,
+    /// Folder for points.csv, ttft.svg, decode.svg and memory.svg
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Model: a catalogue name, a folder or a .gguf file
+    #[arg(long, value_name = "NAME|PATH")]
+    pub model: Option<String>,
+    /// Take backends and their options from a run's configuration file; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// `cpu` or `cuda:N` [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Element type of the weights: f32, bf16 or q (kept quantised) [default: the backend's]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<String>,
+    /// Option of the backend (repeatable; `e2llm-bench describe BACKEND`); of several: BACKEND.KEY=VALUE
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub backend_option: Vec<String>,
+    /// Tokens of an answer at most; one that ends earlier has fewer
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub new_tokens: usize,
+    /// Contexts of each length, the median of which is told
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub repeats: usize,
+    /// Seed of the contexts
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// No progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub models: ModelFlags,
 }
 
 /// The shape that tests use is not for everyone to see.
