@@ -14,6 +14,7 @@ use crate::host;
 /// # Errors
 /// If shapes, element types or devices differ.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let _timer = crate::profile::timer(crate::profile::Kind::Elementwise);
     if gate.shape() != up.shape() || gate.dtype() != up.dtype() {
         bail!(
             "silu_mul: gate {:?} {:?} and up {:?} {:?} differ",
@@ -31,6 +32,7 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the element type is not supported.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    let _timer = crate::profile::timer(crate::profile::Kind::Elementwise);
     x.contiguous()?.apply_op1(Gelu)
 }
 

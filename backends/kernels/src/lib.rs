@@ -24,6 +24,7 @@ mod memory;
 mod node;
 mod norm;
 mod optimizer;
+pub mod profile;
 mod rope;
 mod simd;
 

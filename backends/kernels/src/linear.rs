@@ -25,6 +25,7 @@ const PANEL: usize = 256;
 /// # Errors
 /// If sizes, element types or devices do not fit together.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let _timer = crate::profile::timer(crate::profile::Kind::Product);
     let (out, inner) = weight.dims2()?;
     let Some((&last, leading)) = x.dims().split_last() else { bail!("linear: x is a scalar") };
     if last != inner {

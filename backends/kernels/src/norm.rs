@@ -17,6 +17,7 @@ use crate::simd::{sum, sum2, sum3, vectorised};
 /// # Errors
 /// If sizes, element types or devices do not fit together.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let _timer = crate::profile::timer(crate::profile::Kind::Norm);
     check("rms_norm", x, &[weight])?;
     x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
 }
@@ -29,6 +30,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// # Errors
 /// If sizes, element types or devices do not fit together.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let _timer = crate::profile::timer(crate::profile::Kind::Norm);
     check("layer_norm", x, &[weight, bias])?;
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
 }

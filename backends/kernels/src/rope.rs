@@ -15,6 +15,7 @@ use crate::host;
 /// # Errors
 /// If sizes or devices do not fit together.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let _timer = crate::profile::timer(crate::profile::Kind::Elementwise);
     let (_, _, t, d) = x.dims4()?;
     if d % 2 != 0 || cos.dims() != [t, d / 2] || sin.dims() != [t, d / 2] {
         bail!("rope: cos {:?} and sin {:?} do not fit x {:?}", cos.shape(), sin.shape(), x.shape());

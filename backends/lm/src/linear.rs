@@ -93,6 +93,7 @@ impl Linear {
     /// # Errors
     /// Shapes or element types that do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _timer = e2llm_kernels::profile::timer(e2llm_kernels::profile::Kind::Product);
         let y = self.weight.forward(x, self.bias.as_ref())?;
         let Some(lora) = &self.lora else {
             return Ok(y);

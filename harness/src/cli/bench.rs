@@ -28,10 +28,11 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Exit> {
         batch: args.batch,
         merge_lora: args.merge_lora,
         checkpointing: args.checkpointing,
+        profile: args.profile,
         seed: args.seed,
     };
     let benches = if args.benches.iter().any(|b| b == "all") {
-        Bench::ALL.to_vec()
+        Bench::ALL.into_iter().filter(|b| !(args.profile && *b == Bench::Train)).collect()
     } else {
         args.benches.iter().map(|b| b.parse()).collect::<std::result::Result<Vec<_>, _>>().map_err(failure)?
     };

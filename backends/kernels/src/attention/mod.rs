@@ -65,6 +65,7 @@ pub fn attention_rows(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64
 
 /// The result as `[B, Tq, H, d]`.
 fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
+    let _timer = crate::profile::timer(crate::profile::Kind::Attention);
     let (b, h, tq, d) = q.dims4()?;
     let (kb, hkv, tk, kd) = k.dims4()?;
     if kb != b || kd != d || v.dims() != k.dims() || hkv == 0 || h % hkv != 0 {

@@ -3,9 +3,10 @@
 use super::{Bench, BenchSettings};
 use crate::{Result, TrainError};
 use e2llm_backend::{BackendError, ErrorKind};
+use e2llm_kernels::profile::{self, Kind};
 use e2llm_kernels::{peak_memory, reset_peak_memory};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::time::Instant;
 
 /// A measurement, with the keys of the reference's.
@@ -100,7 +101,11 @@ pub(super) fn timed(
             runs.push((start.elapsed().as_secs_f64(), more));
         }
         runs.sort_by(|a, b| a.0.total_cmp(&b.0));
-        Ok(runs.swap_remove(repeats / 2))
+        let (seconds, mut more) = runs.swap_remove(repeats / 2);
+        if settings.profile {
+            more.insert("profile".into(), profiled(&mut work)?);
+        }
+        Ok((seconds, more))
     };
     match measure() {
         Ok((seconds, more)) => {
@@ -115,6 +120,36 @@ pub(super) fn timed(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Where the time of one more run goes: milliseconds and percent of each kind of operation. What is none of them
+/// (residuals, copies, embeddings, choosing tokens) is `other`.
+fn profiled(work: &mut impl FnMut() -> Result<Map<String, Value>>) -> Result<Value> {
+    profile::start();
+    let start = Instant::now();
+    let done = work();
+    let all = start.elapsed().as_secs_f64();
+    let times = profile::stop();
+    done?;
+    let share = |seconds: f64| {
+        let (ms, percent) = (milliseconds(seconds), rounded(100.0 * seconds / all, 1));
+        json!({"ms": ms, "percent": percent})
+    };
+    let mut parts = Map::new();
+    parts.insert("ms".into(), milliseconds(all).into());
+    let mut other = all;
+    for (kind, time) in times {
+        let name = match kind {
+            Kind::Product => "product",
+            Kind::Attention => "attention",
+            Kind::Norm => "norm",
+            Kind::Elementwise => "elementwise",
+        };
+        other -= time.as_secs_f64();
+        parts.insert(name.into(), share(time.as_secs_f64()));
+    }
+    parts.insert("other".into(), share(other.max(0.0)));
+    Ok(Value::Object(parts))
 }
 
 pub(super) fn milliseconds(seconds: f64) -> f64 {

@@ -79,6 +79,8 @@ pub struct BenchSettings {
     pub merge_lora: bool,
     /// Whether training computes layers again in the backward pass instead of keeping their activations.
     pub checkpointing: bool,
+    /// Whether one more run tells where the time goes: inference on a processor only.
+    pub profile: bool,
     /// Seed of weights and inputs.
     pub seed: u64,
 }
@@ -90,6 +92,11 @@ pub struct BenchSettings {
 pub fn bench(settings: &BenchSettings, benches: &[Bench], each: &mut dyn FnMut(Row)) -> Result<()> {
     if settings.repeats == 0 || settings.batch == 0 {
         let message = "no repeats, or a batch of none: at least one run of one example must be measured";
+        return Err(TrainError::Config(message.into()));
+    }
+    if settings.profile && (!settings.device.is_cpu() || benches.contains(&Bench::Train)) {
+        let message = "a profile is of encode, prefill, decode and context on the cpu: the operations of a GPU and those \
+                       of backward passes are not timed one by one";
         return Err(TrainError::Config(message.into()));
     }
     let mut subject: Option<Subject<'_>> = None;
@@ -131,6 +138,7 @@ mod tests {
             batch: 1,
             merge_lora: false,
             checkpointing: false,
+            profile: false,
             seed: 0,
         };
         let mut rows = Vec::new();
@@ -165,6 +173,7 @@ mod tests {
             batch: 3,
             merge_lora: true,
             checkpointing: true,
+            profile: false,
             seed: 1,
         };
         let mut rows = Vec::new();
@@ -172,6 +181,18 @@ mod tests {
         assert_eq!(rows.len(), 4, "no context is that short");
         assert!(rows.iter().all(|r| matches!(r.outcome, Outcome::Done { .. })));
         assert_eq!((rows[2].tokens, rows[2].more["batch"].as_u64()), (3 * 6, Some(3)));
+        let profiled = BenchSettings { profile: true, max_context: 4096, ..settings.clone() };
+        assert!(bench(&profiled, &Bench::ALL, &mut |_| ()).is_err(), "training has no profile");
+        let benches = [Bench::Encode, Bench::Prefill, Bench::Decode, Bench::Context];
+        let mut rows = Vec::new();
+        bench(&profiled, &benches, &mut |row| rows.push(serde_json::to_value(row).unwrap())).unwrap();
+        for row in rows {
+            let ms = |key: &str| row["profile"][key]["ms"].as_f64().unwrap();
+            let parts: f64 = ["product", "attention", "norm", "elementwise", "other"].map(ms).iter().sum();
+            assert!(ms("product") > 0.0 && ms("attention") > 0.0 && ms("norm") > 0.0, "{row}");
+            let all = row["profile"]["ms"].as_f64().unwrap();
+            assert!((parts - all).abs() < 0.01 && row["profile"]["other"]["percent"].is_number(), "{row}");
+        }
         let none = BenchSettings { repeats: 0, ..settings };
         assert!(bench(&none, &Bench::ALL, &mut |_| ()).is_err());
         assert!("encod".parse::<Bench>().unwrap_err().to_string().contains("encode, prefill"));

@@ -166,6 +166,9 @@ pub struct BenchArgs {
     /// Compute layers again in the backward pass instead of keeping their activations
     #[arg(long)]
     pub checkpointing: bool,
+    /// Tell where the time of one more run goes, by kind of operation: inference on the CPU only, `all` without `train`
+    #[arg(long)]
+    pub profile: bool,
     /// Seed of weights and inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
