@@ -1,7 +1,7 @@
 //! Rows of a matrix in another order.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::loss::IGNORED;
 
@@ -14,17 +14,51 @@ use crate::loss::IGNORED;
 /// A row that is not there or used twice.
 pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let (n, _) = x.dims2()?;
-    let mut back = vec![IGNORED; n];
-    for (i, &row) in rows.iter().enumerate().filter(|(_, row)| **row != IGNORED) {
-        match back.get_mut(row as usize) {
-            Some(place) if *place == IGNORED => *place = i as u32,
-            Some(_) => bail!("gather_rows: row {row} is used twice"),
-            None => bail!("gather_rows: row {row} of {n}"),
+    RowMap::new(rows, n, x.device())?.gather(x)
+}
+
+/// Which rows [`gather_rows`] takes, sent to the device once for many matrices.
+#[derive(Clone, Debug)]
+pub struct RowMap {
+    rows: Tensor,
+    /// For each row of the input, which row of the output it becomes.
+    back: Tensor,
+}
+
+impl RowMap {
+    /// A map of matrices of `n` rows.
+    ///
+    /// # Errors
+    /// A row that is not there or used twice.
+    pub fn new(rows: &[u32], n: usize, device: &Device) -> Result<Self> {
+        let mut back = vec![IGNORED; n];
+        for (i, &row) in rows.iter().enumerate().filter(|(_, row)| **row != IGNORED) {
+            match back.get_mut(row as usize) {
+                Some(place) if *place == IGNORED => *place = i as u32,
+                Some(_) => bail!("gather_rows: row {row} is used twice"),
+                None => bail!("gather_rows: row {row} of {n}"),
+            }
         }
+        Ok(Self { rows: Tensor::new(rows, device)?, back: Tensor::from_vec(back, n, device)? })
     }
-    let op =
-        GatherRows { rows: Tensor::new(rows, x.device())?, back: Tensor::from_vec(back, n, x.device())? };
-    x.contiguous()?.apply_op1(op)
+
+    /// The rows of `x` `[N, D]`: `[M, D]`.
+    ///
+    /// # Errors
+    /// A matrix of another number of rows.
+    pub fn gather(&self, x: &Tensor) -> Result<Tensor> {
+        let ((n, _), own) = (x.dims2()?, self.back.elem_count());
+        if n != own {
+            bail!("gather_rows: a map of {own} rows for a matrix of {n}");
+        }
+        x.contiguous()?.apply_op1(GatherRows { rows: self.rows.clone(), back: self.back.clone() })
+    }
+
+    /// The map that puts the rows back where they were, and zeros where none was taken.
+    #[must_use]
+    pub fn inverse(&self) -> Self {
+        Self { rows: self.back.clone(), back: self.rows.clone() }
+    }
 }
 
 struct GatherRows {
@@ -69,7 +103,7 @@ impl CustomOp1 for GatherRows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     #[test]
     fn rows_move_and_gradients_move_back() -> Result<()> {
@@ -80,6 +114,16 @@ mod tests {
         let gradient = (y * weights)?.sum_all()?.backward()?;
         let gradient = gradient.get(&x).map(Tensor::to_vec2::<f32>).transpose()?;
         assert_eq!(gradient, Some(vec![vec![5., 6.], vec![0., 0.], vec![1., 2.]]));
+        Ok(())
+    }
+
+    #[test]
+    fn a_map_takes_rows_back_to_where_they_were() -> Result<()> {
+        let x = Tensor::new(&[[1f32, 2.], [3., 4.], [5., 6.]], &Device::Cpu)?;
+        let map = RowMap::new(&[2, IGNORED, 0], 3, &Device::Cpu)?;
+        let back = map.inverse().gather(&map.gather(&x)?)?;
+        assert_eq!(back.to_vec2::<f32>()?, [[1., 2.], [0., 0.], [5., 6.]]);
+        assert!(map.gather(&x.narrow(0, 0, 2)?).is_err());
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod checkpoint;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod element;
+mod embedding;
 mod gather;
 mod gemm;
 mod host;
@@ -36,7 +37,8 @@ pub use checkpoint::checkpoint;
 pub use cuda::layer::{
     Adapted, CachedLayer, CachedPass, DecoderLayer, EncoderLayer, Plain, Positions, head_loss,
 };
-pub use gather::gather_rows;
+pub use embedding::embedding;
+pub use gather::{RowMap, gather_rows};
 pub use linear::linear;
 pub use loss::{IGNORED, cross_entropy};
 pub use memory::{keep_freed_memory, peak_memory, reset_peak_memory};
