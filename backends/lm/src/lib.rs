@@ -35,9 +35,12 @@ mod residual;
 mod rope;
 mod score;
 mod sentence;
+mod shifted;
+mod stretch;
 mod tensor_store;
 mod text_stream;
 mod tokenizer;
+mod tuned;
 mod weights;
 #[cfg(feature = "cuda")]
 mod whole_layers;
@@ -64,7 +67,9 @@ pub use requests::{Prepared, answer_batch, continuation_ids, open_device, token_
 pub use rope::{Rope, RopeScaling};
 pub use score::{score_continuations, score_continuations_with, token_log_probs};
 pub use sentence::{Pooling, SentenceEncoder, SentenceSettings};
+pub use stretch::{Stretch, StretchError};
 pub use tensor_store::{StoreCounts, TensorStore};
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
+pub use tuned::TunedDecoder;
 pub use weights::{Gguf, TensorInfo, Weights, uniform, write_safetensors};

@@ -1,8 +1,8 @@
-//! A frozen linear layer, dense or quantised, with an optional low-rank update.
+//! A linear layer, dense or quantised and mostly frozen, with an optional low-rank update.
 
 use crate::quantised::QuantisedMatrix;
 use candle_core::quantized::QTensor;
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use std::sync::Arc;
 
 /// A low-rank update `scaling * B A x`.
@@ -37,6 +37,7 @@ impl Weight {
     /// `x W^T + bias`: `[.., in]` to `[.., out]`.
     pub(crate) fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match self {
+            Self::Dense(w) if w.track_op() => with_bias(trained_product(x, w)?, bias),
             Self::Dense(w) => e2llm_kernels::linear(x, w, bias),
             Self::Blocks(q) => with_bias(q.forward(x)?, bias),
             Self::Quantised(q) => with_bias(x.contiguous()?.apply_op1_no_bwd(q.as_ref())?, bias),
@@ -52,6 +53,21 @@ impl Weight {
         }
     }
 
+    /// Whether gradients reach the matrix itself.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_trained(&self) -> bool {
+        matches!(self, Self::Dense(w) if w.track_op())
+    }
+
+    /// Rows by id, cast to `dtype`: `[n]` to `[n, in]`, with the gradient of a trained matrix.
+    pub(crate) fn embed(&self, ids: &[u32], device: &Device, dtype: DType) -> Result<Tensor> {
+        let rows = match self {
+            Self::Dense(w) if w.track_op() => e2llm_kernels::embedding(w, ids)?,
+            _ => self.rows(&Tensor::new(ids, device)?)?,
+        };
+        rows.to_dtype(dtype)
+    }
+
     pub(crate) fn dense(&self) -> Result<Tensor> {
         match self {
             Self::Dense(w) => Ok(w.clone()),
@@ -61,6 +77,17 @@ impl Weight {
     }
 }
 
+/// `x W^T` with gradients to both. A master weight may be wider than the activations.
+fn trained_product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let (out, inner) = w.dims2()?;
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = out;
+    }
+    let rows = x.reshape((x.elem_count() / inner.max(1), inner))?;
+    rows.matmul(&w.to_dtype(x.dtype())?.t()?)?.reshape(shape)
+}
+
 fn with_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
         Some(bias) => y.broadcast_add(bias),
@@ -68,7 +95,7 @@ fn with_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     }
 }
 
-/// `y = W x + b + scaling * B A x` with frozen `W` and `b`.
+/// `y = W x + b + scaling * B A x` with frozen `b`, and `W` unless it is a variable.
 ///
 /// A quantised `W` has no backward pass; loading refuses to train through one.
 #[derive(Debug, Clone)]
@@ -110,17 +137,20 @@ impl Linear {
     /// The layer in the form that whole layers on a GPU are made of, if it fits there.
     #[cfg(feature = "cuda")]
     pub(crate) fn adapted(&self) -> Option<e2llm_kernels::Adapted> {
+        if self.weight.is_trained() {
+            return None;
+        }
         let Weight::Dense(weight) = &self.weight else { return None };
         let lora = self.lora.as_ref().map(|l| (l.a.clone(), l.b.clone(), l.scaling));
         let adapted = e2llm_kernels::Adapted { weight: weight.clone(), bias: self.bias.clone(), lora };
         adapted.is_supported().then_some(adapted)
     }
 
-    /// The weight and bias of a dense layer without an update.
+    /// The frozen weight and the bias of a dense layer without an update.
     #[cfg(feature = "cuda")]
     pub(crate) fn plain(&self) -> Option<e2llm_kernels::Plain<'_>> {
         match &self.weight {
-            Weight::Dense(weight) if self.lora.is_none() => {
+            Weight::Dense(weight) if self.lora.is_none() && !self.weight.is_trained() => {
                 Some(e2llm_kernels::Plain { weight, bias: self.bias.as_ref() })
             }
             _ => None,

@@ -9,6 +9,7 @@ use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
 use crate::residual::add;
 use crate::rope::Rope;
+use crate::shifted::ShiftedGroups;
 use crate::{Heads, LoraConfig, LoraSource, Memory, Precision, Result, Weights};
 use candle_core::{DType, Device, Tensor};
 use e2llm_kernels::Mask;
@@ -74,10 +75,42 @@ impl LlamaConfig {
         lora.specs(prefix, all.iter().map(|l| (l.module.as_str(), l.outputs, l.inputs)))
     }
 
+    /// The tensors of the modules with these last names (`norm`, `embed_tokens`), each name behind `prefix`: what is
+    /// trained in full.
+    pub fn module_tensors(&self, modules: &[String], prefix: &str) -> Vec<TensorSpec> {
+        let named = |t: &TensorSpec| modules.iter().any(|m| module_of(&t.name) == m);
+        let own = self.tensors().into_iter().filter(named);
+        own.map(|t| TensorSpec::new(format!("{prefix}{}", t.name), t.shape)).collect()
+    }
+
+    /// Last names of the modules of embeddings and norms. An output layer that is tied to the embeddings goes with
+    /// them, one that is not stays out.
+    pub fn embeddings_and_norms(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for t in self.tensors() {
+            let module = module_of(&t.name);
+            if (module.contains("embed") || module.contains("norm")) && !names.iter().any(|n| n == module) {
+                names.push(module.to_owned());
+            }
+        }
+        names
+    }
+
     /// Number of frozen parameters.
     pub fn parameters(&self) -> u64 {
         self.tensors().iter().map(|t| t.len() as u64).sum()
     }
+}
+
+/// Last name of the module that a tensor belongs to.
+fn module_of(tensor: &str) -> &str {
+    let path = tensor.rsplit_once('.').map_or(tensor, |(path, _)| path);
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// [`e2llm_kernels::rms_norm`] with a weight that may be wider than the activations (a float32 master).
+fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
+    e2llm_kernels::rms_norm(x, &weight.to_dtype(x.dtype())?, eps)
 }
 
 #[derive(Debug, Clone)]
@@ -99,8 +132,9 @@ struct Layer {
 
 impl Layer {
     fn load(c: &LlamaConfig, i: usize, loader: &mut Loader<'_>) -> Result<Self> {
-        let norm =
-            |loader: &Loader<'_>, name: &str| loader.tensor(&format!("model.layers.{i}.{name}.weight"));
+        let norm = |loader: &mut Loader<'_>, name: &str| {
+            loader.trainable_tensor(&format!("model.layers.{i}.{name}.weight"))
+        };
         let [q, k, v, o, gate, up, down] = layer_linears(c, i);
         let head_norms = if c.qk_norm {
             Some((norm(loader, "self_attn.q_norm")?, norm(loader, "self_attn.k_norm")?))
@@ -132,17 +166,31 @@ impl Layer {
         [q, k, v, o, gate, up, down]
     }
 
-    /// The adapters' tensors in a fixed order, and a copy of the layer with others in their place.
-    fn lora_tensors(&self) -> Vec<Tensor> {
-        let loras = self.linears().into_iter().filter_map(Linear::lora);
-        loras.flat_map(|l| [l.a.clone(), l.b.clone()]).collect()
+    fn norms(&self) -> Vec<&Tensor> {
+        let heads = self.head_norms.iter().flat_map(|(q, k)| [q, k]);
+        [&self.input_norm, &self.post_norm].into_iter().chain(heads).collect()
     }
 
-    fn with_lora_tensors(&self, tensors: &[Tensor]) -> candle_core::Result<Self> {
+    fn norms_mut(&mut self) -> Vec<&mut Tensor> {
+        let heads = self.head_norms.iter_mut().flat_map(|(q, k)| [q, k]);
+        [&mut self.input_norm, &mut self.post_norm].into_iter().chain(heads).collect()
+    }
+
+    /// What may be trained, in a fixed order, and a copy of the layer with other tensors in their place.
+    fn trained_tensors(&self) -> Vec<Tensor> {
+        let loras = self.linears().into_iter().filter_map(Linear::lora);
+        let loras = loras.flat_map(|l| [l.a.clone(), l.b.clone()]);
+        loras.chain(self.norms().into_iter().filter(|n| n.track_op()).cloned()).collect()
+    }
+
+    fn with_trained_tensors(&self, tensors: &[Tensor]) -> candle_core::Result<Self> {
         let mut copy = self.clone();
         let mut next = tensors.iter().cloned();
         for linear in copy.linears_mut() {
             *linear = linear.with_lora_tensors(&mut next)?;
+        }
+        for (norm, other) in copy.norms_mut().into_iter().filter(|n| n.track_op()).zip(next) {
+            *norm = other;
         }
         Ok(copy)
     }
@@ -150,7 +198,9 @@ impl Layer {
     /// The layer as one operation of the GPU, where it is trained in bf16 there.
     #[cfg(feature = "cuda")]
     fn whole(&self, x: &Tensor) -> Option<e2llm_kernels::DecoderLayer<'_>> {
-        if self.head_norms.is_some() || !crate::whole_layers::fit(x, self.head_dim, &self.linears()) {
+        let trained = self.norms().iter().any(|n| n.track_op());
+        let graph = trained || self.head_norms.is_some();
+        if graph || !crate::whole_layers::fit(x, self.head_dim, &self.linears()) {
             return None;
         }
         let linears: Option<Vec<_>> = self.linears().into_iter().map(Linear::adapted).collect();
@@ -186,13 +236,13 @@ impl Layer {
 
     fn forward(&self, x: &Tensor, attend: Attend<'_>) -> candle_core::Result<Tensor> {
         let (b, t, _) = x.dims3()?;
-        let y = e2llm_kernels::rms_norm(x, &self.input_norm, self.eps)?;
+        let y = rms_norm(x, &self.input_norm, self.eps)?;
         let mut q = self.split(&self.q.forward(&y)?)?;
         let mut k = self.split(&self.k.forward(&y)?)?;
         let v = self.split(&self.v.forward(&y)?)?;
         if let Some((q_norm, k_norm)) = &self.head_norms {
-            q = e2llm_kernels::rms_norm(&q, q_norm, self.eps)?;
-            k = e2llm_kernels::rms_norm(&k, k_norm, self.eps)?;
+            q = rms_norm(&q, q_norm, self.eps)?;
+            k = rms_norm(&k, k_norm, self.eps)?;
         }
         let heads = Heads { q, k, v };
         let o = match attend {
@@ -200,6 +250,11 @@ impl Layer {
                 let q = e2llm_kernels::rope(&heads.q, cos, sin)?;
                 let k = e2llm_kernels::rope(&heads.k, cos, sin)?;
                 e2llm_kernels::attention(&q, &k, &heads.v, mask, heads.scale()?)?
+            }
+            Attend::Groups { cos, sin, groups } => {
+                let q = e2llm_kernels::rope(&heads.q, cos, sin)?;
+                let k = e2llm_kernels::rope(&heads.k, cos, sin)?;
+                groups.attend(&Heads { q, k, v: heads.v })?
             }
             Attend::Through { memory, layer, rope } => memory.attend(layer, &heads, rope)?,
             Attend::Rows { cos, sin, cache, layer } => {
@@ -213,7 +268,7 @@ impl Layer {
         };
         let o = o.transpose(1, 2)?.reshape((b, t, ()))?;
         let x = add(x, &self.o.forward(&o)?)?;
-        let y = e2llm_kernels::rms_norm(&x, &self.post_norm, self.eps)?;
+        let y = rms_norm(&x, &self.post_norm, self.eps)?;
         let y = e2llm_kernels::silu_mul(&self.gate.forward(&y)?, &self.up.forward(&y)?)?;
         add(&x, &self.down.forward(&y)?)
     }
@@ -223,6 +278,8 @@ impl Layer {
 enum Attend<'a> {
     /// Each other, from the first position on.
     Block { cos: &'a Tensor, sin: &'a Tensor, mask: Mask<'a> },
+    /// Those of their groups.
+    Groups { cos: &'a Tensor, sin: &'a Tensor, groups: &'a ShiftedGroups },
     /// Each other and what is remembered.
     Through { memory: &'a mut dyn Memory, layer: usize, rope: &'a Rope },
     /// Each the sequence of its own that it is the next position of.
@@ -241,6 +298,8 @@ pub struct Llama {
     device: Device,
     dtype: DType,
     checkpointing: bool,
+    /// Whether positions attend in shifted groups.
+    shifted: bool,
 }
 
 impl Llama {
@@ -265,7 +324,7 @@ impl Llama {
             lora.config.check(all.iter().map(|l| l.module.as_str()))?;
         }
         let mut loader = Loader::new(weights, lora, device, precision)?;
-        let embed = loader.weight("model.embed_tokens.weight")?;
+        let embed = loader.trainable_weight("model.embed_tokens.weight")?;
         let layers = (0..config.num_hidden_layers)
             .map(|i| Layer::load(config, i, &mut loader))
             .collect::<Result<Vec<_>>>()?;
@@ -276,9 +335,10 @@ impl Llama {
         };
         let dtype = precision.activations();
         let rope = Rope::new(config.rope_theta, config.head_dim, config.rope_scaling.clone(), dtype, device)?;
-        let norm = loader.tensor("model.norm.weight")?;
+        let norm = loader.trainable_tensor("model.norm.weight")?;
         let (config, device) = (config.clone(), device.clone());
-        Ok(Self { config, embed, layers, norm, head, rope, device, dtype, checkpointing: false })
+        let (checkpointing, shifted) = (false, false);
+        Ok(Self { config, embed, layers, norm, head, rope, device, dtype, checkpointing, shifted })
     }
 
     /// The configuration.
@@ -307,6 +367,13 @@ impl Llama {
         self.checkpointing = on;
     }
 
+    /// The same decoder, weights and variables shared, whose positions attend in LongLoRA's shifted groups instead of to
+    /// all before them. For training: it reads whole batches, and nothing through a memory.
+    #[must_use]
+    pub fn with_shifted_groups(&self) -> Self {
+        Self { shifted: true, ..self.clone() }
+    }
+
     /// Embeddings of token ids: `[1, T, D]`.
     ///
     /// # Errors
@@ -315,8 +382,7 @@ impl Llama {
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
             candle_core::bail!("token {id} is beyond the vocabulary of {}", self.config.vocab_size);
         }
-        let index = Tensor::new(ids, &self.device)?;
-        self.embed.rows(&index)?.to_dtype(self.dtype)?.unsqueeze(0)
+        self.embed.embed(ids, &self.device, self.dtype)?.unsqueeze(0)
     }
 
     /// Last hidden states, normalised: `[B, T, D]` to `[B, T, D]`.
@@ -343,6 +409,7 @@ impl Llama {
         }
         let mut x = x.clone();
         if let Some(memory) = &mut memory {
+            self.check_unshifted()?;
             #[cfg(feature = "cuda")]
             if let Some(cache) = memory.plain().filter(|_| batch == 1)
                 && let Some(layers) = crate::whole_layers::cached(&x, self)
@@ -359,26 +426,38 @@ impl Llama {
             memory.advance(t);
         } else {
             let (cos, sin) = self.rope.tables(0, t, t)?;
+            let groups =
+                self.shifted.then(|| ShiftedGroups::new((batch, t), lengths, &self.device)).transpose()?;
             #[cfg(feature = "cuda")]
             let whole = crate::whole_layers::Batch::new(&x, lengths)?;
             for layer in &self.layers {
                 #[cfg(feature = "cuda")]
-                if let Some(parts) = layer.whole(&x) {
+                if groups.is_none()
+                    && let Some(parts) = layer.whole(&x)
+                {
                     x = parts.forward(&x, (&cos, &sin), whole.lengths(), !self.checkpointing)?;
                     continue;
                 }
                 x = if self.checkpointing {
-                    checkpointed(layer, &x, (&cos, &sin), lengths)?
+                    checkpointed(layer, &x, (&cos, &sin), lengths, groups.as_ref())?
                 } else {
-                    layer.forward(&x, Attend::Block { cos: &cos, sin: &sin, mask: mask(lengths) })?
+                    layer.forward(&x, attend((&cos, &sin), lengths, groups.as_ref()))?
                 };
             }
         }
-        e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+        rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    fn check_unshifted(&self) -> candle_core::Result<()> {
+        if self.shifted {
+            candle_core::bail!("shifted groups are for training: nothing is read through a memory in them");
+        }
+        Ok(())
     }
 
     /// Last hidden states of the next position of every row of `cache`: `[1, B, D]` to `[1, B, D]`.
     pub(crate) fn forward_rows(&self, x: &Tensor, cache: &mut BatchCache) -> candle_core::Result<Tensor> {
+        self.check_unshifted()?;
         let (cos, sin) = self.rope.rows(&cache.positions(), &cache.expected())?;
         cache.begin()?;
         let mut x = x.clone();
@@ -392,7 +471,7 @@ impl Llama {
             x = layer.forward(&x, Attend::Rows { cos: &cos, sin: &sin, cache, layer: i })?;
         }
         cache.advance();
-        e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+        rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
 
     /// Logits of normalised hidden states: `[.., D]` to `[.., V]`.
@@ -468,24 +547,35 @@ impl Llama {
     }
 }
 
-fn mask(lengths: Option<&[usize]>) -> Mask<'_> {
-    lengths.map_or(Mask::Causal { offset: 0 }, Mask::CausalKeys)
+/// How the positions of a whole batch attend.
+fn attend<'a>(
+    (cos, sin): (&'a Tensor, &'a Tensor),
+    lengths: Option<&'a [usize]>,
+    groups: Option<&'a ShiftedGroups>,
+) -> Attend<'a> {
+    match groups {
+        Some(groups) => Attend::Groups { cos, sin, groups },
+        None => {
+            let mask = lengths.map_or(Mask::Causal { offset: 0 }, Mask::CausalKeys);
+            Attend::Block { cos, sin, mask }
+        }
+    }
 }
 
-/// One layer whose inner activations are not kept. Its adapters are inputs beside `x`, so that they get gradients.
+/// One layer whose inner activations are not kept. What is trained is an input beside `x`, so that it gets gradients.
 fn checkpointed(
     layer: &Layer,
     x: &Tensor,
     (cos, sin): (&Tensor, &Tensor),
     lengths: Option<&[usize]>,
+    groups: Option<&ShiftedGroups>,
 ) -> candle_core::Result<Tensor> {
-    let loras = layer.lora_tensors();
-    let inputs: Vec<&Tensor> = std::iter::once(x).chain(&loras).collect();
+    let trained = layer.trained_tensors();
+    let inputs: Vec<&Tensor> = std::iter::once(x).chain(&trained).collect();
     let (layer, cos, sin) = (layer.clone(), cos.clone(), sin.clone());
-    let lengths = lengths.map(<[usize]>::to_vec);
+    let (lengths, groups) = (lengths.map(<[usize]>::to_vec), groups.cloned());
     e2llm_kernels::checkpoint(&inputs, move |inputs| {
-        let layer = layer.with_lora_tensors(&inputs[1..])?;
-        let mask = mask(lengths.as_deref());
-        layer.forward(&inputs[0], Attend::Block { cos: &cos, sin: &sin, mask })
+        let layer = layer.with_trained_tensors(&inputs[1..])?;
+        layer.forward(&inputs[0], attend((&cos, &sin), lengths.as_deref(), groups.as_ref()))
     })
 }

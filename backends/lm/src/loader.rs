@@ -45,6 +45,25 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// As [`Loader::tensor`], or the trained tensor of that name where there is one.
+    pub(crate) fn trainable_tensor(&mut self, name: &str) -> Result<Tensor> {
+        self.trained(name)?.map_or_else(|| self.tensor(name), Ok)
+    }
+
+    /// As [`Loader::weight`], or the trained matrix of that name where there is one.
+    pub(crate) fn trainable_weight(&mut self, name: &str) -> Result<Weight> {
+        self.trained(name)?.map_or_else(|| self.weight(name), |t| Ok(Weight::Dense(t)))
+    }
+
+    fn trained(&mut self, name: &str) -> Result<Option<Tensor>> {
+        let Some(source) = &mut self.lora else { return Ok(None) };
+        let full = format!("{}{name}", source.prefix);
+        match self.weights.tensors().get(name) {
+            Some(info) if source.params.has(&full) => source.params.get(&full, &info.shape).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     fn dense(&self, name: &str, dtype: DType) -> Result<Weight> {
         self.shared(name, dtype.as_str(), || {
             Ok(Weight::Dense(self.weights.load(name, dtype, self.device)?))

@@ -65,7 +65,8 @@ impl LoraConfig {
     }
 }
 
-/// Where a model's adapters come from when it is loaded.
+/// Where a model's adapters come from when it is loaded, and trained tensors that stand in the place of its own: those of
+/// `params` that are called as one of a decoder's embeddings or norms.
 pub struct LoraSource<'a> {
     /// Ranks and targets.
     pub config: &'a LoraConfig,

@@ -186,7 +186,8 @@ impl DecoderModel {
     }
 
     /// Loads opened files with a LoRA adapter on top. It is added to the weights in float32 and, for speed, on a GPU, where
-    /// the sum is rounded to the weights' type once; elsewhere it stays beside them.
+    /// the sum is rounded to the weights' type once; elsewhere it stays beside them. Modules that were trained in full
+    /// replace the files'.
     ///
     /// # Errors
     /// No tokenizer; tensors of either that do not fit the configuration.
@@ -203,10 +204,10 @@ impl DecoderModel {
         let (config, weights) = (&files.config, &files.weights);
         let llama = match adapter {
             None => Llama::load(config, weights, None, device, precision)?,
-            Some(PeftAdapter { config: lora, tensors }) => {
+            Some(PeftAdapter { config: lora, modules_to_save, tensors }) => {
                 let mut params = Params::new(tensors, device, precision.activations(), false);
                 params
-                    .check(&config.lora_tensors(&lora, ""))
+                    .check(&PeftAdapter::specs(config, &lora, &modules_to_save))
                     .map_err(|problems| LmError::Tensors { path: weights.path().to_owned(), problems })?;
                 let source = LoraSource { config: &lora, params: &mut params, prefix: "" };
                 let mut llama = Llama::load(config, weights, Some(source), device, precision)?;

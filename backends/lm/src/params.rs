@@ -51,6 +51,11 @@ impl Params {
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
 
+    /// Whether there is a tensor called `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// The tensor called `name`; asking twice gives the same variable.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! LoRA adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 
 use crate::config::read_json;
-use crate::{LmError, LoraConfig, Result, Weights, write_safetensors};
+use crate::{LlamaConfig, LmError, LoraConfig, Result, TensorSpec, Weights, write_safetensors};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,7 +18,9 @@ const PREFIX: &str = "base_model.model.";
 pub struct PeftAdapter {
     /// Rank, scaling and targets.
     pub config: LoraConfig,
-    /// By the base model's names: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    /// Last names of the modules that were trained in full (`embed_tokens`, `norm`).
+    pub modules_to_save: Vec<String>,
+    /// By the base model's names: `model.layers.0.self_attn.q_proj.lora_A.weight`, `model.norm.weight`.
     pub tensors: BTreeMap<String, Tensor>,
 }
 
@@ -56,6 +58,7 @@ struct Read {
     r: usize,
     lora_alpha: f64,
     target_modules: Targets,
+    modules_to_save: Option<Vec<String>>,
     #[serde(flatten)]
     other: BTreeMap<String, Value>,
 }
@@ -78,6 +81,8 @@ struct Write<'a> {
     target_modules: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     exclude_modules: &'a [&'a str],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    modules_to_save: &'a [String],
     bias: &'a str,
     fan_in_fan_out: bool,
     inference_mode: bool,
@@ -102,7 +107,6 @@ impl PeftAdapter {
                 "use_dora" | "use_rslora" | "fan_in_fan_out" | "lora_bias" => value.as_bool() != Some(true),
                 "bias" => value.as_str().is_none_or(|v| v == "none"),
                 "rank_pattern" | "alpha_pattern" => value.as_object().is_none_or(serde_json::Map::is_empty),
-                "modules_to_save" => value.as_array().is_none_or(Vec::is_empty),
                 _ => true,
             };
             if !plain {
@@ -121,7 +125,15 @@ impl PeftAdapter {
             let tensor = weights.load(name, DType::F32, &Device::Cpu)?;
             tensors.insert(name.strip_prefix(PREFIX).unwrap_or(name).to_owned(), tensor);
         }
-        Ok(Self { config: LoraConfig { r: read.r, lora_alpha: read.lora_alpha, target_modules }, tensors })
+        let config = LoraConfig { r: read.r, lora_alpha: read.lora_alpha, target_modules };
+        Ok(Self { config, modules_to_save: read.modules_to_save.unwrap_or_default(), tensors })
+    }
+
+    /// The tensors that an adapter with these settings has for a decoder.
+    pub fn specs(config: &LlamaConfig, lora: &LoraConfig, modules_to_save: &[String]) -> Vec<TensorSpec> {
+        let mut specs = config.lora_tensors(lora, "");
+        specs.extend(config.module_tensors(modules_to_save, ""));
+        specs
     }
 
     /// The base model that an adapter's folder names, if it names one.
@@ -148,6 +160,7 @@ impl PeftAdapter {
             lora_dropout: 0.0,
             target_modules: &self.config.target_modules,
             exclude_modules: task.excluded(),
+            modules_to_save: &self.modules_to_save,
             bias: "none",
             fan_in_fan_out: false,
             inference_mode: true,

@@ -2,7 +2,7 @@
 
 use crate::{Result, TrainError};
 use e2llm::{AdapterKind, E2llmConfig};
-use e2llm_lm::LoraConfig;
+use e2llm_lm::{LoraConfig, Stretch};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -16,6 +16,23 @@ pub enum Method {
     SftTruncate,
     /// LoRA of the decoder alone, which reads the instruction only.
     SftNoContext,
+    /// LongLoRA: as `sft-truncate`, in shifted groups of attention, with embeddings and norms trained, too.
+    Longlora,
+}
+
+impl Method {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::E2llm, Self::SftTruncate, Self::SftNoContext, Self::Longlora];
+
+    /// Its name in files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::E2llm => "e2llm",
+            Self::SftTruncate => "sft-truncate",
+            Self::SftNoContext => "sft-no-context",
+            Self::Longlora => "longlora",
+        }
+    }
 }
 
 /// `[model]`.
@@ -42,6 +59,9 @@ pub struct ModelConfig {
     pub encoder_lora: LoraConfig,
     /// LoRA of the decoder.
     pub decoder_lora: LoraConfig,
+    /// How the decoder's window is stretched (all methods but `e2llm`); not at all where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope: Option<Stretch>,
     /// Element type of the trained tensors in a checkpoint's model: `f32` or `bf16`. The masters are kept beside it.
     pub save_dtype: String,
 }
@@ -60,6 +80,7 @@ impl Default for ModelConfig {
             output_scale: d.output_scale,
             encoder_lora: d.encoder_lora,
             decoder_lora: d.decoder_lora,
+            rope: None,
             save_dtype: "f32".into(),
         }
     }
@@ -87,7 +108,7 @@ pub struct DataConfig {
     pub max_chunks: usize,
     /// Which ones where there are more.
     pub context: ContextChoice,
-    /// Tokens read of a context (`sft-truncate`): the first and last halves, the middle is cut.
+    /// Tokens read of a context (`sft-truncate`, `longlora`): the first and last halves, the middle is cut.
     pub max_context_tokens: usize,
     /// Tokens of an answer that are learned; longer ones are cut.
     pub max_answer_tokens: usize,
@@ -325,6 +346,14 @@ impl TrainConfig {
                 return bad(format!("{at}: only the method `e2llm` has a reconstruction loss"));
             }
         }
+        if let Some(rope) = &self.model.rope {
+            if self.model.method == Method::E2llm {
+                return bad(
+                    "[model.rope]: the method `e2llm` reads soft tokens in the decoder's own window".into()
+                );
+            }
+            rope.rope_scaling(1).map_err(|e| TrainError::Config(format!("[model.rope] {e}")))?;
+        }
         if !(o.lr.is_finite() && o.lr > 0.0) {
             return bad(format!("optimizer.lr is {}: it must be above 0", o.lr));
         }
@@ -436,11 +465,19 @@ mod tests {
             ("[optimizer]\nlr = -1\n[[phase]]\nsteps = 1\nreasoning_batch = 1", "optimizer.lr"),
             ("[compute]\ndtype = \"f16\"\n[[phase]]\nsteps = 1\nreasoning_batch = 1", "compute.dtype"),
             ("[model]\nmethod = \"sft-truncate\"\n[[phase]]\nsteps = 1\nreconstruction_batch = 1", "e2llm"),
+            ("[model.rope]\nfactor = 2\n[[phase]]\nsteps = 1\nreasoning_batch = 1", "own window"),
+            (
+                "[model]\nmethod = \"longlora\"\nrope = { factor = 0.5 }\n[[phase]]\nsteps = 1\nreasoning_batch = 1",
+                "[model.rope] `factor`: 0.5",
+            ),
             ("[output]\nkeep = 0\n[[phase]]\nsteps = 1\nreasoning_batch = 1", "output.keep"),
         ] {
             let error = config(text).check().unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
         }
         assert!(toml::from_str::<TrainConfig>("colour = 1").is_err());
+        for method in Method::ALL {
+            assert_eq!(toml::Value::try_from(method).unwrap().as_str(), Some(method.name()));
+        }
     }
 }

@@ -71,7 +71,8 @@ impl Trained {
             let folder = folder.join(part);
             std::fs::create_dir_all(&folder).map_err(CheckpointError::io(&folder))?;
             let source = base.as_ref().map_or("", |b| b.source.as_str());
-            PeftAdapter { config: self.lora(part).clone(), tensors }.write(&folder, source, task)?;
+            let (config, modules_to_save) = (self.lora(part).clone(), Vec::new());
+            PeftAdapter { config, modules_to_save, tensors }.write(&folder, source, task)?;
         }
         Ok(())
     }

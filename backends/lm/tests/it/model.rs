@@ -170,6 +170,100 @@ fn gradients_reach_every_adapter_and_checkpointing_keeps_them() {
     assert!((slope - got).abs() < 1e-6 * slope.abs().max(1.0), "{name}: {slope} {got}");
 }
 
+/// A decoder whose embeddings (tied or not) and norms are trained in full, with an adapter.
+fn trained_in_full(tied: bool) -> (Llama, Params) {
+    let mut json = llama_json();
+    json["tie_word_embeddings"] = json!(tied);
+    let config = llama_config(&json);
+    let lora = lora(&["q_proj", "v_proj"]);
+    let mut specs = config.lora_tensors(&lora, "decoder.");
+    specs.extend(config.module_tensors(&config.embeddings_and_norms(), "decoder."));
+    let mut params = Params::new(random_tensors(&specs), &Device::Cpu, DType::F64, true);
+    let folder = folder(&json, &config.tensors());
+    let weights = Weights::open(folder.path()).unwrap();
+    let source = LoraSource { config: &lora, params: &mut params, prefix: "decoder." };
+    let llama = Llama::load(&config, &weights, Some(source), &Device::Cpu, F64).unwrap();
+    (llama, params)
+}
+
+#[test]
+fn trained_embeddings_and_norms_have_the_gradients_of_finite_differences() {
+    let (lengths, targets) = ([11, 8], Tensor::new(&[3u32, 40, 3, 7, 12], &Device::Cpu).unwrap());
+    // Ids that come several times, as inputs and as targets.
+    let mut ids = [ids(11, 64), ids(11, 64)].concat();
+    (ids[2], ids[5], ids[13]) = (40, 3, 40);
+    for (tied, shifted) in [(true, false), (true, true), (false, true)] {
+        let (mut llama, params) = trained_in_full(tied);
+        if shifted {
+            llama = llama.with_shifted_groups();
+        }
+        let loss = |llama: &Llama| {
+            let x = llama.embed(&ids).unwrap().reshape((2, 11, ())).unwrap();
+            let hidden = llama.forward_hidden(&x, Some(&lengths), None).unwrap();
+            let rows = e2llm_kernels::gather_rows(&hidden.flatten(0, 1).unwrap(), &[4, 9, 10, 14, 17]);
+            llama.cross_entropy(&rows.unwrap(), &targets).unwrap()
+        };
+        let grads = loss(&llama).backward().unwrap();
+        llama.set_checkpointing(true);
+        let again = loss(&llama).backward().unwrap();
+        let names: Vec<_> = params.vars().keys().map(String::as_str).collect();
+        assert!(names.contains(&"decoder.model.norm.weight") && !names.iter().any(|n| n.contains("lm_head")));
+        for (name, var) in params.vars() {
+            let g = grads.get(var).unwrap_or_else(|| panic!("no gradient for {name}"));
+            assert!(distance(g, again.get(var).unwrap()) < 1e-10, "{name}");
+            let old = var.as_tensor().copy().unwrap();
+            let g = g.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            // Of the embeddings, elements of rows that are read, predicted, both and neither.
+            let width = old.dims()[old.dims().len() - 1];
+            let rows = if name.contains("embed") { vec![40, 3, 7, 63, ids[0] as usize] } else { vec![0] };
+            for at in rows.into_iter().map(|row| row * width + 1) {
+                let mut step = vec![0.0; old.elem_count()];
+                step[at] = 1e-6;
+                let step = Tensor::from_vec(step, old.shape(), &Device::Cpu).unwrap();
+                let value = |t: Tensor| {
+                    var.set(&t).unwrap();
+                    loss(&llama).to_scalar::<f64>().unwrap()
+                };
+                let up = value((&old + &step).unwrap());
+                let slope = (up - value((&old - &step).unwrap())) / 2e-6;
+                var.set(&old).unwrap();
+                let gap = (slope - g[at]).abs();
+                assert!(gap < 1e-6 * slope.abs().max(1.0), "{name} [{at}]: {slope} {}", g[at]);
+            }
+        }
+    }
+}
+
+#[test]
+fn shifted_groups_read_another_way_and_through_no_memory() {
+    let llama = llama_of(&llama_json(), F64);
+    let grouped = llama.with_shifted_groups();
+    let x = llama.embed(&ids(12, 64)).unwrap();
+    let full = llama.forward_hidden(&x, None, None).unwrap();
+    assert!(distance(&full, &grouped.forward_hidden(&x, None, None).unwrap()) > 1e-3);
+    let mut memory = KvCache::new(12);
+    let error = grouped.forward_hidden(&x, None, Some(&mut memory)).unwrap_err().to_string();
+    assert!(error.contains("training"), "{error}");
+}
+
+#[test]
+fn longlora_trains_as_many_parameters_of_llama_2_7b_as_in_the_paper() {
+    let config = llama_config(&json!({
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "intermediate_size": 11008, "max_position_embeddings": 4096,
+    }));
+    let count = |specs: Vec<e2llm_lm::TensorSpec>| specs.iter().map(|s| s.len() as u64).sum::<u64>();
+    let mut lora = lora(&["q_proj", "k_proj", "v_proj", "o_proj"]);
+    lora.r = 8;
+    let modules = config.embeddings_and_norms();
+    assert_eq!(modules, ["embed_tokens", "input_layernorm", "post_attention_layernorm", "norm"]);
+    assert_eq!(count(config.lora_tensors(&lora, "")), 32 * 4 * 2 * 8 * 4096);
+    assert_eq!(count(config.module_tensors(&modules, "")), 32_000 * 4096 + 65 * 4096);
+    let all = count(e2llm_lm::PeftAdapter::specs(&config, &lora, &modules));
+    assert_eq!(all, 139_726_848); // 140 M
+    assert_eq!(config.parameters(), 6_738_415_616);
+}
+
 #[test]
 fn adapters_that_do_not_fit_are_named() {
     let config = llama_config(&llama_json());

@@ -1,14 +1,18 @@
-//! LoRA of a plain decoder: the trained baselines `truncate` and `no-context` of every table.
+//! A plain decoder: the trained baselines `truncate` and `no-context` of every table, `yarn` fine-tuned, and LongLoRA.
 //!
-//! What is saved is an adapter in PEFT's layout, which those backends take by their option `lora`, and peft itself.
+//! LoRA is trained, and by LongLoRA (Chen et al. 2023, arXiv 2309.12307) embeddings and norms in full, an output layer
+//! that is tied to the embeddings with them. LongLoRA learns in shifted groups of attention and is validated, as it will
+//! be used, in full attention.
+//!
+//! What is saved is an adapter in PEFT's layout beside what makes it a model of its own ([`TunedDecoder`]).
 
 use super::decoder::{Sequence, answer_loss, check_window};
 use super::open::{Data, Sources, end_token, no_tokenizer, precision, trained_tensors};
-use crate::config::{Method, TrainConfig};
+use crate::config::{Method, ModelConfig, TrainConfig};
 use crate::{BaseSource, Batch, Item, Objective, Part, Result, Split, TrainError, Trainable};
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm::{E2llmConfig, PromptIds, PromptStyle, initial_tensors};
-use e2llm_lm::{DecoderFiles, Llama, LoraConfig, LoraSource, Params, PeftAdapter, PeftTask, Tokenizer};
+use e2llm_lm::{DecoderFiles, Llama, LoraConfig, LoraSource, Params, PeftAdapter, Tokenizer, TunedDecoder};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -17,7 +21,12 @@ const PREFIX: &str = "decoder.";
 /// A decoder with its data.
 pub struct SftTask {
     decoder: Llama,
+    /// The same decoder as it learns, where that is another way of attending.
+    learner: Option<Llama>,
+    settings: ModelConfig,
     lora: LoraConfig,
+    /// Modules that are trained in full.
+    modules: Vec<String>,
     vars: BTreeMap<String, Var>,
     tokenizer: Tokenizer,
     eos: u32,
@@ -28,7 +37,6 @@ pub struct SftTask {
     overhead: usize,
     data: Data,
     source: BaseSource,
-    save_dtype: String,
     warnings: Vec<String>,
 }
 
@@ -40,21 +48,20 @@ impl SftTask {
     /// Files that cannot be loaded; data prepared for another tokenizer.
     pub fn open(sources: &Sources, config: &TrainConfig, device: &Device) -> Result<Self> {
         let data = Data::open(&config.data)?;
-        let files = DecoderFiles::open(&sources.decoder.path)?;
-        let mut lora = config.model.decoder_lora.clone();
-        let tensors = match &config.model.start {
-            Some(folder) => {
-                let adapter = PeftAdapter::read(folder)?;
-                lora = adapter.config;
-                adapter.tensors.into_iter().map(|(n, t)| (format!("{PREFIX}{n}"), t)).collect()
-            }
-            None => initial_tensors(&files.config.lora_tensors(&lora, PREFIX), config.seed)?,
+        let mut files = DecoderFiles::open(&sources.decoder.path)?;
+        let settings = config.model.clone();
+        let mut warnings = Vec::new();
+        if let Some(rope) = &settings.rope {
+            let stretched = rope.apply(&mut files.config);
+            warnings = stretched.map_err(|e| TrainError::Config(format!("[model.rope] {e}")))?;
+        }
+        let modules = match settings.method {
+            Method::Longlora => files.config.embeddings_and_norms(),
+            _ => Vec::new(),
         };
-        let mut params = Params::new(tensors, device, DType::F32, true);
-        params.check(&files.config.lora_tensors(&lora, PREFIX)).map_err(|problems| {
-            let path = config.model.start.clone().unwrap_or_default();
-            e2llm_lm::LmError::Tensors { path, problems }
-        })?;
+        let (lora, tensors) = start(config, &files, &modules)?;
+        let named = tensors.into_iter().map(|(n, t)| (format!("{PREFIX}{n}"), t)).collect();
+        let mut params = Params::new(named, device, DType::F32, true);
         let source = LoraSource { config: &lora, params: &mut params, prefix: PREFIX };
         let mut decoder =
             Llama::load(&files.config, &files.weights, Some(source), device, precision(config)?)?;
@@ -65,7 +72,10 @@ impl SftTask {
                 "model.decoder_lora has no target_modules: nothing is trained".into(),
             ));
         }
-        let hash = e2llm::checkpoint::weights_hash(&files.weights.files())?;
+        let mut source = sources.decoder.clone();
+        if source.sha256.is_empty() {
+            source.sha256 = e2llm::checkpoint::weights_hash(&files.weights.files())?;
+        }
         let tokenizer = files.tokenizer.clone().ok_or_else(|| no_tokenizer(&sources.decoder.path))?;
         data.check_tokenizer("decoder", &tokenizer)?;
         let style = E2llmConfig {
@@ -76,24 +86,27 @@ impl SftTask {
         let mut task = Self {
             eos: end_token(&files, &tokenizer)?,
             window: files.config.max_position_embeddings,
+            learner: (settings.method == Method::Longlora).then(|| decoder.with_shifted_groups()),
             decoder,
             lora,
+            modules,
             vars,
             tokenizer,
             style,
-            reads_context: config.model.method != Method::SftNoContext,
+            reads_context: settings.method != Method::SftNoContext,
             overhead: 0,
             data,
-            source: BaseSource { sha256: hash, ..sources.decoder.clone() },
-            save_dtype: config.model.save_dtype.clone(),
-            warnings: Vec::new(),
+            source,
+            settings,
+            warnings,
         };
         let around = task.around("")?;
         task.overhead = around.prefix.len() + around.suffix.len() + 1;
         let train = task.data.split(Split::Train);
         let tokens = |d: usize| train.chunks(d).map(|c| train.decoder_len(c)).sum::<usize>();
         let most = config.data.max_context_tokens;
-        task.warnings = task.data.cuts(|d| task.reads_context && tokens(d) > most);
+        let cuts = task.data.cuts(|d| task.reads_context && tokens(d) > most);
+        task.warnings.extend(cuts);
         Ok(task)
     }
 
@@ -162,7 +175,8 @@ impl Trainable for SftTask {
 
     fn loss(&self, batch: &Batch<'_>) -> Result<Tensor> {
         let sequences: Result<Vec<_>> = batch.items.iter().map(|i| self.sequence(batch.part, *i)).collect();
-        Ok(answer_loss(&self.decoder, &sequences?)?)
+        let learner = self.learner.as_ref().filter(|_| batch.part.split == Split::Train);
+        Ok(answer_loss(learner.unwrap_or(&self.decoder), &sequences?)?)
     }
 
     fn document(&self, part: Part, item: u32) -> String {
@@ -178,10 +192,37 @@ impl Trainable for SftTask {
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
-        let tensors = trained_tensors(&self.vars, &self.save_dtype)?;
+        let tensors = trained_tensors(&self.vars, &self.settings.save_dtype)?;
         let tensors =
             tensors.into_iter().map(|(n, t)| (n.trim_start_matches(PREFIX).to_owned(), t)).collect();
-        let adapter = PeftAdapter { config: self.lora.clone(), tensors };
-        Ok(adapter.write(folder, &self.source.name, PeftTask::CausalLm)?)
+        let adapter =
+            PeftAdapter { config: self.lora.clone(), modules_to_save: self.modules.clone(), tensors };
+        let method = self.settings.method.name().to_owned();
+        let tuned = TunedDecoder { method, rope: self.settings.rope.clone(), adapter };
+        tuned.write(folder, &self.source.name)?;
+        self.source.refer(&folder.join("decoder"))
     }
+}
+
+/// What is trained, with its start values: those of `model.start`, or LoRA that changes nothing and the modules as the base
+/// model has them.
+fn start(
+    config: &TrainConfig,
+    files: &DecoderFiles,
+    modules: &[String],
+) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
+    let Some(folder) = &config.model.start else {
+        let lora = config.model.decoder_lora.clone();
+        let mut tensors = initial_tensors(&files.config.lora_tensors(&lora, ""), config.seed)?;
+        for spec in files.config.module_tensors(modules, "") {
+            let tensor = files.weights.load(&spec.name, DType::F32, &Device::Cpu)?;
+            tensors.insert(spec.name, tensor);
+        }
+        return Ok((lora, tensors));
+    };
+    let PeftAdapter { config: lora, tensors, .. } = PeftAdapter::read(folder)?;
+    let specs = PeftAdapter::specs(&files.config, &lora, modules);
+    let params = Params::new(tensors.clone(), &Device::Cpu, DType::F32, false);
+    params.check(&specs).map_err(|problems| e2llm_lm::LmError::Tensors { path: folder.clone(), problems })?;
+    Ok((lora, tensors))
 }

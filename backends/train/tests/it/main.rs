@@ -11,3 +11,4 @@ mod stops;
 mod support;
 #[path = "../../../e2llm/tests/tiny/mod.rs"]
 mod tiny;
+mod tuned;
