@@ -1,5 +1,6 @@
 //! What methods that end in one plain decoder share: loading it, wrapping a text in its chat template, answering.
 
+use crate::options::bad_option;
 use e2llm_backend::{
     Backend, BackendError, BackendInfo, BuildContext, CancelFlag, Choice, ErrorKind, Fingerprint, OptionSpec,
     Prompt, Request, Response, TokenCounter, Usage,
@@ -7,8 +8,8 @@ use e2llm_backend::{
 use e2llm_lm::Prepared as Ready;
 use e2llm_lm::{
     DecoderFiles, DecoderModel, Generation, KvCache, LlamaConfig, Memory, Message, PeftAdapter, Precision,
-    Segment, Tokenizer, answer_batch, continuation_ids, generate_with, open_device, prompt_len,
-    score_continuations_with, token_counter,
+    Segment, Stretch, Tokenizer, TunedDecoder, answer_batch, continuation_ids, generate_with, open_device,
+    prompt_len, score_continuations_with, token_counter,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ pub(crate) const WINDOW: OptionSpec = OptionSpec {
 pub(crate) const LORA: OptionSpec = OptionSpec {
     name: "lora",
     default: "",
-    help: "folder of a LoRA adapter of the decoder, in PEFT's layout (what `train` writes for sft-*)",
+    help: "folder of a LoRA adapter of the decoder, in PEFT's layout",
 };
 
 /// What a method does to a request and to the decoder.
@@ -161,9 +162,13 @@ impl<M: Method> DecoderBackend<M> {
         method.hash(&mut hash)?;
         let parameters = files.config.parameters() + method.parameters();
         let trained = files.config.max_position_embeddings;
-        let mut warnings = method.configure(&mut files.config)?;
+        let (adapter, rope) = trained_parts(context, &mut hash)?;
+        let mut warnings = match rope {
+            Some(rope) => rope.apply(&mut files.config).map_err(|e| BackendError::failed(&e))?,
+            None => Vec::new(),
+        };
+        warnings.extend(method.configure(&mut files.config)?);
         let positions = files.config.max_position_embeddings;
-        let adapter = adapter(context, &mut hash)?;
         let trained_parameters =
             adapter.iter().flat_map(|a| a.tensors.values()).map(|t| t.elem_count() as u64).sum();
         let model = DecoderModel::with_adapter(files, adapter, &device, precision)?;
@@ -236,17 +241,38 @@ fn finished(mut response: Response, finish: Option<Finishing>) -> Result<Respons
     Ok(response)
 }
 
-/// The adapter asked for; its files are hashed.
-fn adapter(context: &BuildContext, hash: &mut Fingerprint) -> Result<Option<PeftAdapter>, BackendError> {
-    let folder = Path::new(context.options.text("lora"));
-    if folder.as_os_str().is_empty() {
-        return Ok(None);
+/// What was trained of the decoder: the model's own folder, or the adapter asked for. Its files are hashed.
+fn trained_parts(
+    context: &BuildContext,
+    hash: &mut Fingerprint,
+) -> Result<(Option<PeftAdapter>, Option<Stretch>), BackendError> {
+    let lora = Path::new(context.options.text("lora"));
+    let asked = !lora.as_os_str().is_empty();
+    let mut add = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        hash.file(&name, path).map(drop).map_err(|e| BackendError::failed(&e))
+    };
+    if let Some(folder) = context.model.checkpoint.as_deref().filter(|f| TunedDecoder::is_at(f)) {
+        if asked {
+            let what = format!("{} has trained weights of its own", folder.display());
+            return Err(bad_option("lora", &what));
+        }
+        let tuned = TunedDecoder::read(folder)?;
+        TunedDecoder::files(folder).iter().try_for_each(|path| add(path))?;
+        return Ok((Some(tuned.adapter), tuned.rope));
     }
-    let adapter = PeftAdapter::read(folder)?;
+    if !asked {
+        return Ok((None, None));
+    }
+    if TunedDecoder::is_at(lora) && TunedDecoder::read(lora)?.rope.is_some() {
+        let what = format!("{} was trained in a stretched window: give it as --model", lora.display());
+        return Err(bad_option("lora", &what));
+    }
+    let adapter = PeftAdapter::read(lora)?;
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
-        hash.file(name, &folder.join(name)).map_err(|e| BackendError::failed(&e))?;
+        add(&lora.join(name))?;
     }
-    Ok(Some(adapter))
+    Ok((Some(adapter), None))
 }
 
 impl<M: Method> Backend for DecoderBackend<M> {

@@ -7,6 +7,7 @@ mod decoder;
 pub mod echo;
 pub mod full;
 pub mod longllmlingua;
+pub mod longlora;
 pub mod no_context;
 mod options;
 mod prompt;
@@ -21,11 +22,15 @@ pub mod yarn;
 
 pub use e2llm_backend::{Kept, Policy};
 
+/// Methods that need a model of their own training: no other model can be given to them.
+pub const TRAINED: &[&str] = &["longlora"];
+
 /// Adds every method of this crate to `registry`.
 pub fn register(registry: &mut e2llm_backend::Registry) {
     registry.register(echo::spec());
     registry.register(full::spec());
     registry.register(longllmlingua::spec());
+    registry.register(longlora::spec());
     registry.register(no_context::spec());
     registry.register(rag::spec());
     registry.register(selfextend::spec());

@@ -1,4 +1,4 @@
-//! `yarn`: the whole prompt in a window stretched by rescaled rotary positions, without training.
+//! `yarn`: the whole prompt in a window stretched by rescaled rotary positions, without training or with.
 //!
 //! Sources: YaRN (Peng et al. 2023, arXiv 2309.00071); position interpolation (Chen et al. 2023, arXiv 2306.15595) as
 //! `linear`; `dynamic` NTK-aware scaling; Llama 3.1's blend as `llama3`. All as transformers' `modeling_rope_utils.py`.
@@ -13,13 +13,14 @@
 //!
 //! Ours: the window is s L unless `window` says otherwise, also for `dynamic`, whose angles are those of the prompt
 //! with room for the longest answer asked for (n above) from the first position on, so that keys read early and late
-//! agree and neighbours in a batch change nothing. Another `max_new_tokens` is therefore another stretch.
+//! agree and neighbours in a batch change nothing. Another `max_new_tokens` is therefore another stretch. A decoder that
+//! was fine-tuned in a stretched window (`[model.rope]` of a training) brings its scaling along.
 
 use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
 use crate::options::{bad_option, positive};
 use crate::prompt::Whole;
 use e2llm_backend::{BackendError, BackendSpec, BuildContext, OptionSpec, Options, Prompt};
-use e2llm_lm::{LlamaConfig, RopeScaling};
+use e2llm_lm::{LlamaConfig, Stretch, StretchError, TunedDecoder};
 
 const NAME: &str = "yarn";
 
@@ -58,76 +59,51 @@ pub fn spec() -> BackendSpec {
     }
 }
 
-/// The method with its options.
-struct Stretched {
-    kind: String,
-    factor: f64,
-    original: Option<usize>,
-    options: Options,
-}
+/// Stretches by the options, or not at all where the decoder's folder has done so.
+struct Stretched(Option<Stretch>);
 
 impl Stretched {
     fn new(context: &BuildContext) -> Result<Self, BackendError> {
-        let options = context.options.clone();
-        let kind = options.text("scaling").to_owned();
-        if !matches!(kind.as_str(), "yarn" | "linear" | "dynamic" | "llama3") {
-            return Err(bad_option("scaling", &format!("`{kind}`: known are yarn, linear, dynamic, llama3")));
+        let tuned = context.model.checkpoint.as_deref().filter(|folder| TunedDecoder::is_at(folder));
+        let own = tuned.map(TunedDecoder::read).transpose()?.and_then(|tuned| tuned.rope);
+        if own.is_none() {
+            return Ok(Self(Some(stretch(&context.options)?)));
         }
-        let factor = positive(&options, "factor")?;
-        if factor < 1.0 {
-            return Err(bad_option("factor", &format!("{factor}: it must be at least 1")));
+        let ours = |name: &str| spec().options.iter().find(|o| o.name == name).map(|o| o.default);
+        let positions = |name: &&str| !matches!(*name, "window" | "lora");
+        let mut given = context.options.iter().filter(|(name, value)| ours(name) != Some(value));
+        match given.find(|(name, _)| positions(name)) {
+            Some((name, _)) => Err(bad_option(name, "the model was trained with a scaling of its own")),
+            None => Ok(Self(None)),
         }
-        let original = options.parse("original_window")?;
-        if original == Some(0) {
-            return Err(bad_option("original_window", "0: it must be at least 1"));
-        }
-        Ok(Self { kind, factor, original, options })
     }
+}
 
-    fn scaling(&self, window: usize) -> Result<RopeScaling, BackendError> {
-        let (factor, options) = (self.factor, &self.options);
-        Ok(match self.kind.as_str() {
-            "linear" => RopeScaling::Linear { factor },
-            "dynamic" => RopeScaling::Dynamic { factor, window },
-            "llama3" => {
-                let low = positive(options, "low_freq_factor")?;
-                let high = positive(options, "high_freq_factor")?;
-                if low >= high {
-                    let what = format!("{high}: it must be above low_freq_factor = {low}");
-                    return Err(bad_option("high_freq_factor", &what));
-                }
-                RopeScaling::Llama3 { factor, low, high, window }
-            }
-            _ => {
-                let mut scaling = RopeScaling::yarn(factor, window);
-                if let RopeScaling::Yarn { beta_fast, beta_slow, attention_factor, .. } = &mut scaling {
-                    *beta_fast = positive(options, "beta_fast")?;
-                    *beta_slow = positive(options, "beta_slow")?;
-                    if beta_slow >= beta_fast {
-                        let what = format!("{beta_fast}: it must be above beta_slow = {beta_slow}");
-                        return Err(bad_option("beta_fast", &what));
-                    }
-                    if !options.text("attention_factor").is_empty() {
-                        *attention_factor = positive(options, "attention_factor")?;
-                    }
-                }
-                scaling
-            }
-        })
-    }
+fn stretch(options: &Options) -> Result<Stretch, BackendError> {
+    let given = |name: &str| !options.text(name).is_empty();
+    let stretch = Stretch {
+        scaling: options.text("scaling").to_owned(),
+        factor: positive(options, "factor")?,
+        original_window: options.parse("original_window")?,
+        beta_fast: positive(options, "beta_fast")?,
+        beta_slow: positive(options, "beta_slow")?,
+        attention_factor: given("attention_factor")
+            .then(|| positive(options, "attention_factor"))
+            .transpose()?,
+        low_freq_factor: positive(options, "low_freq_factor")?,
+        high_freq_factor: positive(options, "high_freq_factor")?,
+    };
+    stretch.rope_scaling(1).map_err(out_of_range)?;
+    Ok(stretch)
+}
+
+fn out_of_range(error: StretchError) -> BackendError {
+    bad_option(error.setting, &error.what)
 }
 
 impl Method for Stretched {
     fn configure(&mut self, config: &mut LlamaConfig) -> Result<Vec<String>, BackendError> {
-        let window = self.original.unwrap_or(config.max_position_embeddings);
-        let scaling = self.scaling(window)?;
-        let mut warnings = Vec::new();
-        if config.rope_scaling != RopeScaling::None {
-            warnings.push(format!("the decoder's own rotary scaling is replaced by `{}`", self.kind));
-        }
-        config.rope_scaling = scaling;
-        config.max_position_embeddings = (window as f64 * self.factor) as usize;
-        Ok(warnings)
+        self.0.as_ref().map_or(Ok(Vec::new()), |stretch| stretch.apply(config).map_err(out_of_range))
     }
 
     fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
@@ -168,9 +144,9 @@ mod tests {
         for case in &cases {
             let Some(options) = options(&case["params"]) else { continue };
             let context = BuildContext { options, ..BuildContext::default() };
-            let method = Stretched::new(&context).unwrap();
+            let stretch = Stretched::new(&context).unwrap().0.unwrap();
             let window = case["window"].as_u64().unwrap() as usize;
-            let scaling = method.scaling(method.original.unwrap_or(window)).unwrap();
+            let scaling = stretch.rope_scaling(stretch.original_window.unwrap_or(window)).unwrap();
             let positions = case["seq_len"].as_u64().map_or(window, |n| n as usize);
             let head_dim = case["head_dim"].as_u64().unwrap() as usize;
             let got = scaling.inverse_frequencies(case["theta"].as_f64().unwrap(), head_dim, positions);
@@ -185,7 +161,7 @@ mod tests {
             }
             let factor = case["attention_factor"].as_f64().unwrap();
             assert!((scaling.attention_factor() - factor).abs() < 1e-6, "{}", case["params"]);
-            *tried.entry(method.kind).or_default() += 1;
+            *tried.entry(stretch.scaling).or_default() += 1;
         }
         assert_eq!(tried.keys().collect::<Vec<_>>(), ["dynamic", "linear", "llama3", "yarn"], "{tried:?}");
     }

@@ -6,6 +6,7 @@ use super::train::{open_model, read_config};
 use crate::failure::{Exit, Failure, Result};
 use crate::score::{Clusters, DEFAULT_RESAMPLES, Statistic, interval_seed};
 use crate::training::failure;
+use e2llm_train::config::Method;
 use e2llm_train::{ItemLoss, Objective, Part, Split, TrainConfig, Trainable, item_losses};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -23,7 +24,8 @@ pub(super) fn validate(args: &ValidateArgs) -> Result<Exit> {
     if let Some(method) = &args.method {
         let named = toml::Value::String(method.clone());
         config.model.method = named.try_into().map_err(|_| {
-            Failure::usage(format!("no method `{method}`: e2llm, sft-truncate, sft-no-context"))
+            let known = Method::ALL.map(Method::name).join(", ");
+            Failure::usage(format!("no method `{method}`: {known}"))
         })?;
     }
     if let Some(device) = &args.device {

@@ -55,7 +55,7 @@ pub struct ModelInfo {
     /// For kind `e2llm`: whether adapter and LoRA are trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trained: Option<bool>,
-    /// For kind `e2llm`: trained parameters by what they belong to (`adapter`, `encoder LoRA`, ...).
+    /// Of a checkpoint: trained parameters by what they belong to (`adapter`, `encoder LoRA`, `norms`, ...).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub trained_parameters: BTreeMap<String, u64>,
     /// Its own files.
@@ -124,6 +124,7 @@ impl Fetcher {
         let found = found_at(path)?;
         let (kind, root) = match &found {
             Found::Checkpoint => (Kind::E2llm, path),
+            Found::Tuned => (Kind::Decoder, path),
             Found::Encoder => (Kind::Encoder, path),
             Found::Decoder(decoder) => (Kind::Decoder, decoder.as_path()),
         };
@@ -154,7 +155,16 @@ impl Fetcher {
             parts: Vec::new(),
         };
         info.count()?;
-        if found == Found::Checkpoint {
+        if found == Found::Tuned {
+            info.trained_parameters = counted(&info.files)?.unwrap_or_default();
+            info.parts = self
+                .part_name(root, Kind::Decoder)?
+                .map(|part| self.info(&part))
+                .transpose()?
+                .into_iter()
+                .collect();
+            info.sum_parts();
+        } else if found == Found::Checkpoint {
             info.trained = Some(Weights::exist(root, TRAINED));
             for kind in [Kind::Encoder, Kind::Decoder] {
                 if let Some(part) = self.part_name(root, kind)? {
@@ -255,7 +265,8 @@ fn architecture(config: &serde_json::Value) -> Option<String> {
 /// Parameters by what they belong to, in all files that tell; `None` without one.
 fn counted(files: &[FileInfo]) -> Result<Option<BTreeMap<String, u64>>, ModelError> {
     let mut total: Option<BTreeMap<String, u64>> = None;
-    for file in files {
+    // A training keeps weights and moments of its optimiser beside the model.
+    for file in files.iter().filter(|f| f.name != "state.safetensors") {
         let invalid = |e: e2llm_lm::LmError| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
         let counts = match file.path.extension().and_then(|e| e.to_str()) {
             Some("safetensors") => safetensors_parameters(&file.path),
@@ -279,6 +290,9 @@ fn part_of(tensor: &str) -> &'static str {
         Some("encoder") if tensor.contains(".lora_") => "encoder LoRA",
         Some("decoder") if tensor.contains(".lora_") => "decoder LoRA",
         Some("output_scale") => "output scale",
+        Some("base_model") if tensor.contains(".lora_") => "decoder LoRA",
+        Some("base_model") if tensor.contains("embed") => "embeddings",
+        Some("base_model") if tensor.contains("norm") => "norms",
         _ => "",
     }
 }

@@ -5,6 +5,7 @@ use super::error::ModelError;
 use super::fetch::Fetcher;
 use super::verify::{combined_sha256, is_weights, sha256_of};
 use e2llm_backend::ModelFiles;
+use e2llm_lm::TunedDecoder;
 use serde::Deserialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub(super) enum Found {
     /// A folder with `e2llm_config.json`.
     Checkpoint,
+    /// A folder with what was trained of a decoder.
+    Tuned,
     /// A folder in HF layout with an encoder.
     Encoder,
     /// A decoder: the folder in HF layout, or its `.gguf` file.
@@ -56,6 +59,12 @@ impl Fetcher {
                 let (decoder, window) = self.checkpoint_part(path, Kind::Decoder)?;
                 files.checkpoint = Some(path.to_owned());
                 files.encoder = Some(encoder);
+                files.decoder = Some(decoder);
+                files.window = window;
+            }
+            Found::Tuned => {
+                let (decoder, window) = self.checkpoint_part(path, Kind::Decoder)?;
+                files.checkpoint = Some(path.to_owned());
                 files.decoder = Some(decoder);
                 files.window = window;
             }
@@ -180,7 +189,8 @@ fn unusable(path: &Path, message: String, help: String) -> ModelError {
 
 /// Tells what is at a path, by its files' names and `config.json`.
 pub(super) fn found_at(path: &Path) -> Result<Found, ModelError> {
-    const EXPECTED: &str = "give an E2LLM checkpoint folder (with e2llm_config.json), a folder in HF layout (config.json, \
+    const EXPECTED: &str = "give an E2LLM checkpoint folder (with e2llm_config.json), a folder that `train` wrote of a \
+                            decoder (decoder_config.json), a folder in HF layout (config.json, \
                             model.safetensors, tokenizer.json) or a .gguf file";
     let wrong = |message: &str| Err(unusable(path, message.into(), EXPECTED.into()));
     if path.is_file() {
@@ -192,6 +202,9 @@ pub(super) fn found_at(path: &Path) -> Result<Found, ModelError> {
     }
     if path.join("e2llm_config.json").is_file() {
         return Ok(Found::Checkpoint);
+    }
+    if TunedDecoder::is_at(path) {
+        return Ok(Found::Tuned);
     }
     if path.join("config.json").is_file() {
         let config = read_config(path)?;

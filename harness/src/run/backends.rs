@@ -63,9 +63,11 @@ fn options(spec: &BackendSpec, settings: &RunSettings) -> Result<Options> {
     Options::checked(spec.options, &settings.backend_options).map_err(|e| Box::<Failure>::from(e).help(help))
 }
 
-/// What `--backend all` means: every method that has a model here; neither `echo` nor a server's model.
+/// What `--backend all` means: every method that can be had with any model here; neither `echo`, nor a server's model, nor
+/// one that needs a model of its own training.
 pub fn all_methods(registry: &Registry) -> Vec<&'static str> {
-    registry.iter().filter(|b| b.needs_model).map(|b| b.name).collect()
+    let any_model = |b: &&BackendSpec| b.needs_model && !e2llm_baselines::TRAINED.contains(&b.name);
+    registry.iter().filter(any_model).map(|b| b.name).collect()
 }
 
 /// Fetches the model's files and builds the backend. Base weights are shared through `store`, which keeps those of this

@@ -5,6 +5,7 @@ mod selfextend;
 #[path = "../../../e2llm/tests/tiny/mod.rs"]
 pub(crate) mod tiny;
 mod truncate;
+mod tuned;
 mod yarn;
 
 use crate::decoder::Decoder;
@@ -113,6 +114,7 @@ fn registers_all_methods() {
             "echo",
             "full",
             "longllmlingua",
+            "longlora",
             "no-context",
             "rag",
             "selfextend",
