@@ -25,3 +25,6 @@ mod ruler;
 mod runs;
 mod settings;
 mod stranger;
+#[path = "../../backends/e2llm/tests/tiny/mod.rs"]
+mod tiny;
+mod train;
