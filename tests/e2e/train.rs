@@ -65,7 +65,7 @@ fn trained_decoders_are_resumed_and_answer() {
 
         let model = root.join(&whole).join("last");
         let out = root.join(format!("run-{name}"));
-        let run = ["run", "--tasks", "niah", "--task-option", "niah.lengths=300", "--limit", "2", "-q"];
+        let run = ["run", "--tasks", "niah", "--task-option", "niah.lengths=1200", "--limit", "2", "-q"];
         let asked =
             ["--backend", backend, "--model", arg(&model), "--max-new-tokens", "4", "--out", arg(&out)];
         bench(&[&run[..], &asked].concat()).code(0);

@@ -158,7 +158,9 @@ mod tests {
         let mask = Tensor::from_vec(mask, (b, h, t, t), &Device::Cpu).unwrap();
         let scores = (q.matmul(&k.t().unwrap()).unwrap() / (d as f64).sqrt()).unwrap();
         let weights = (scores.exp().unwrap() * mask).unwrap();
-        let sums = (weights.sum_keepdim(3).unwrap() + 1e-300).unwrap();
+        let sums = weights.sum_keepdim(3).unwrap();
+        let empty = sums.eq(0.0).unwrap().to_dtype(DType::F64).unwrap();
+        let sums = (sums + empty).unwrap();
         weights.broadcast_div(&sums).unwrap().matmul(&v).unwrap()
     }
 
