@@ -162,6 +162,10 @@ impl Linear {
         self.lora.as_ref()
     }
 
+    pub(crate) fn set_lora(&mut self, lora: Option<Lora>) {
+        self.lora = lora;
+    }
+
     /// The same layer with other tensors in its low-rank update; unchanged where it has none.
     pub(crate) fn with_lora_tensors(&self, next: &mut impl Iterator<Item = Tensor>) -> Result<Self> {
         let mut copy = self.clone();

@@ -5,12 +5,15 @@
 
 use crate::batch_cache::BatchCache;
 use crate::config::{LinearSpec, LlamaConfig, TensorSpec};
+use crate::cross_attention::CrossAttention;
 use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
 use crate::residual::add;
 use crate::rope::Rope;
 use crate::shifted::ShiftedGroups;
-use crate::{Heads, LoraConfig, LoraSource, Memory, Precision, Result, Weights};
+use crate::{
+    CrossKeys, Heads, LmError, LoraConfig, LoraSource, Memory, Params, Precision, Result, Source, Weights,
+};
 use candle_core::{DType, Device, Tensor};
 use e2llm_kernels::Mask;
 use std::collections::BTreeMap;
@@ -126,6 +129,8 @@ struct Layer {
     down: Linear,
     /// Norms of each head's q and k (Qwen3).
     head_norms: Option<(Tensor, Tensor)>,
+    /// Attention to another model's states, behind that to the sequence's own.
+    cross: Option<CrossAttention>,
     head_dim: usize,
     eps: f64,
 }
@@ -152,6 +157,7 @@ impl Layer {
             up: loader.linear(&up)?,
             down: loader.linear(&down)?,
             head_norms,
+            cross: None,
             head_dim: c.head_dim,
             eps: c.rms_norm_eps,
         })
@@ -180,7 +186,8 @@ impl Layer {
     fn trained_tensors(&self) -> Vec<Tensor> {
         let loras = self.linears().into_iter().filter_map(Linear::lora);
         let loras = loras.flat_map(|l| [l.a.clone(), l.b.clone()]);
-        loras.chain(self.norms().into_iter().filter(|n| n.track_op()).cloned()).collect()
+        let norms = self.norms().into_iter().filter(|n| n.track_op()).cloned();
+        loras.chain(norms).chain(self.cross.iter().flat_map(CrossAttention::tensors)).collect()
     }
 
     fn with_trained_tensors(&self, tensors: &[Tensor]) -> candle_core::Result<Self> {
@@ -189,8 +196,14 @@ impl Layer {
         for linear in copy.linears_mut() {
             *linear = linear.with_lora_tensors(&mut next)?;
         }
-        for (norm, other) in copy.norms_mut().into_iter().filter(|n| n.track_op()).zip(next) {
-            *norm = other;
+        for norm in copy.norms_mut().into_iter().filter(|n| n.track_op()) {
+            match next.next() {
+                Some(other) => *norm = other,
+                None => candle_core::bail!("too few tensors for the norms of a layer"),
+            }
+        }
+        if let Some(cross) = &mut copy.cross {
+            *cross = cross.with_tensors(&mut next)?;
         }
         Ok(copy)
     }
@@ -199,7 +212,7 @@ impl Layer {
     #[cfg(feature = "cuda")]
     fn whole(&self, x: &Tensor) -> Option<e2llm_kernels::DecoderLayer<'_>> {
         let trained = self.norms().iter().any(|n| n.track_op());
-        let graph = trained || self.head_norms.is_some();
+        let graph = trained || self.head_norms.is_some() || self.cross.is_some();
         if graph || !crate::whole_layers::fit(x, self.head_dim, &self.linears()) {
             return None;
         }
@@ -223,7 +236,7 @@ impl Layer {
         Some(e2llm_kernels::CachedLayer {
             input_norm: &self.input_norm,
             post_norm: &self.post_norm,
-            linears: linears.filter(|_| self.head_norms.is_none())?.try_into().ok()?,
+            linears: linears.filter(|_| self.head_norms.is_none() && self.cross.is_none())?.try_into().ok()?,
             eps: self.eps,
         })
     }
@@ -234,7 +247,12 @@ impl Layer {
         x.reshape((b, t, width / self.head_dim, self.head_dim))?.transpose(1, 2)
     }
 
-    fn forward(&self, x: &Tensor, attend: Attend<'_>) -> candle_core::Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        attend: Attend<'_>,
+        source: Option<&Source>,
+    ) -> candle_core::Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let y = rms_norm(x, &self.input_norm, self.eps)?;
         let mut q = self.split(&self.q.forward(&y)?)?;
@@ -245,6 +263,7 @@ impl Layer {
             k = rms_norm(&k, k_norm, self.eps)?;
         }
         let heads = Heads { q, k, v };
+        let mut ready = None;
         let o = match attend {
             Attend::Block { cos, sin, mask } => {
                 let q = e2llm_kernels::rope(&heads.q, cos, sin)?;
@@ -256,7 +275,10 @@ impl Layer {
                 let k = e2llm_kernels::rope(&heads.k, cos, sin)?;
                 groups.attend(&Heads { q, k, v: heads.v })?
             }
-            Attend::Through { memory, layer, rope } => memory.attend(layer, &heads, rope)?,
+            Attend::Through { memory, layer, rope } => {
+                ready = memory.cross_keys(layer);
+                memory.attend(layer, &heads, rope)?
+            }
             Attend::Rows { cos, sin, cache, layer } => {
                 // The positions are of different sequences: from here on they are rows.
                 let rows = |t: &Tensor| t.transpose(0, 2);
@@ -267,7 +289,15 @@ impl Layer {
             }
         };
         let o = o.transpose(1, 2)?.reshape((b, t, ()))?;
-        let x = add(x, &self.o.forward(&o)?)?;
+        let mut x = add(x, &self.o.forward(&o)?)?;
+        if let Some(cross) = &self.cross {
+            if let Some(source) = source {
+                let keys = cross.keys(&source.states)?;
+                x = add(&x, &cross.forward(&x, &keys, Some(&source.lengths))?)?;
+            } else if let Some(keys) = ready {
+                x = add(&x, &cross.forward(&x, &keys, None)?)?;
+            }
+        }
         let y = rms_norm(&x, &self.post_norm, self.eps)?;
         let y = e2llm_kernels::silu_mul(&self.gate.forward(&y)?, &self.up.forward(&y)?)?;
         add(&x, &self.down.forward(&y)?)
@@ -396,54 +426,67 @@ impl Llama {
         &self,
         x: &Tensor,
         lengths: Option<&[usize]>,
-        mut memory: Option<&mut dyn Memory>,
+        memory: Option<&mut dyn Memory>,
+    ) -> candle_core::Result<Tensor> {
+        let Some(memory) = memory else { return self.forward_block(x, lengths, None) };
+        if lengths.is_some() {
+            candle_core::bail!("a padded batch cannot be read through a memory");
+        }
+        self.check_unshifted()?;
+        let (_, t, _) = x.dims3()?;
+        let mut x = x.clone();
+        #[cfg(feature = "cuda")]
+        if let Some(cache) = memory.plain().filter(|_| x.dims()[0] == 1)
+            && let Some(layers) = crate::whole_layers::cached(&x, self)
+        {
+            let (cos, sin) = self.rope.tables(cache.offset(), t, cache.expected())?;
+            x = crate::whole_layers::read(&x, self, &layers, (&cos, &sin), cache)?;
+            memory.advance(t);
+            return rms_norm(&x, &self.norm, self.config.rms_norm_eps);
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            let attend = Attend::Through { memory: &mut *memory, layer: i, rope: &self.rope };
+            x = layer.forward(&x, attend, None)?;
+        }
+        memory.advance(t);
+        rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    /// As [`Llama::forward_hidden`] without a memory; every layer's cross-attention reads `source`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn forward_block(
+        &self,
+        x: &Tensor,
+        lengths: Option<&[usize]>,
+        source: Option<&Source>,
     ) -> candle_core::Result<Tensor> {
         let (batch, t, _) = x.dims3()?;
-        if let Some(lengths) = lengths {
-            if memory.is_some() {
-                candle_core::bail!("a padded batch cannot be read through a memory");
-            }
+        for lengths in lengths.into_iter().chain(source.map(|s| &s.lengths[..])) {
             if lengths.len() != batch {
                 candle_core::bail!("{} lengths for a batch of {batch}", lengths.len());
             }
         }
         let mut x = x.clone();
-        if let Some(memory) = &mut memory {
-            self.check_unshifted()?;
+        let (cos, sin) = self.rope.tables(0, t, t)?;
+        let groups =
+            self.shifted.then(|| ShiftedGroups::new((batch, t), lengths, &self.device)).transpose()?;
+        #[cfg(feature = "cuda")]
+        let whole = crate::whole_layers::Batch::new(&x, lengths)?;
+        for layer in &self.layers {
             #[cfg(feature = "cuda")]
-            if let Some(cache) = memory.plain().filter(|_| batch == 1)
-                && let Some(layers) = crate::whole_layers::cached(&x, self)
+            if groups.is_none()
+                && let Some(parts) = layer.whole(&x)
             {
-                let (cos, sin) = self.rope.tables(cache.offset(), t, cache.expected())?;
-                x = crate::whole_layers::read(&x, self, &layers, (&cos, &sin), cache)?;
-                memory.advance(t);
-                return e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps);
+                x = parts.forward(&x, (&cos, &sin), whole.lengths(), !self.checkpointing)?;
+                continue;
             }
-            for (i, layer) in self.layers.iter().enumerate() {
-                x = layer
-                    .forward(&x, Attend::Through { memory: &mut **memory, layer: i, rope: &self.rope })?;
-            }
-            memory.advance(t);
-        } else {
-            let (cos, sin) = self.rope.tables(0, t, t)?;
-            let groups =
-                self.shifted.then(|| ShiftedGroups::new((batch, t), lengths, &self.device)).transpose()?;
-            #[cfg(feature = "cuda")]
-            let whole = crate::whole_layers::Batch::new(&x, lengths)?;
-            for layer in &self.layers {
-                #[cfg(feature = "cuda")]
-                if groups.is_none()
-                    && let Some(parts) = layer.whole(&x)
-                {
-                    x = parts.forward(&x, (&cos, &sin), whole.lengths(), !self.checkpointing)?;
-                    continue;
-                }
-                x = if self.checkpointing {
-                    checkpointed(layer, &x, (&cos, &sin), lengths, groups.as_ref())?
-                } else {
-                    layer.forward(&x, attend((&cos, &sin), lengths, groups.as_ref()))?
-                };
-            }
+            x = if self.checkpointing {
+                checkpointed(layer, &x, (&cos, &sin), lengths, groups.as_ref(), source)?
+            } else {
+                layer.forward(&x, attend((&cos, &sin), lengths, groups.as_ref()), source)?
+            };
         }
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
@@ -455,9 +498,69 @@ impl Llama {
         Ok(())
     }
 
+    /// Adds cross-attention to states of `width` to every layer; its tensors' names stand behind `prefix`.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of another shape.
+    pub fn add_cross_attention(&mut self, width: usize, params: &mut Params, prefix: &str) -> Result<()> {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            layer.cross = Some(CrossAttention::load(&self.config, (width, prefix, i), params)?);
+        }
+        Ok(())
+    }
+
+    /// Keys and values that the layers make of states `[B, L, E]`, for a [`CrossMemory`](crate::CrossMemory).
+    ///
+    /// # Errors
+    /// Shapes that do not fit; a decoder without cross-attention.
+    pub fn cross_keys(&self, states: &Tensor) -> Result<Vec<CrossKeys>> {
+        let all = self.layers.iter().map(|layer| {
+            let cross = layer.cross.as_ref();
+            let cross = cross.ok_or_else(|| LmError::Input("the decoder has no cross-attention".into()))?;
+            let (k, v) = cross.keys(states)?;
+            Ok((k.contiguous()?, v.contiguous()?))
+        });
+        all.collect()
+    }
+
+    /// The same decoder with other adapters: frozen weights are shared with this one.
+    ///
+    /// # Errors
+    /// Targets that the decoder has not, adapters that are missing.
+    pub fn with_lora(&self, mut lora: LoraSource<'_>) -> Result<Self> {
+        let all = linears(&self.config);
+        lora.config.check(all.iter().map(|l| l.module.as_str()))?;
+        let mut copy = self.clone();
+        for (i, layer) in copy.layers.iter_mut().enumerate() {
+            for (spec, linear) in layer_linears(&self.config, i).iter().zip(layer.linears_mut()) {
+                linear.set_lora(lora.of(spec)?);
+            }
+        }
+        copy.head.set_lora(lora.of(&head(&self.config))?);
+        Ok(copy)
+    }
+
+    /// Mean length of the token embeddings.
+    ///
+    /// # Errors
+    /// Failing tensor operations.
+    pub fn embedding_norm(&self) -> candle_core::Result<f64> {
+        const ROWS: u32 = 4096; // at a time: a vocabulary in float32 may be gigabytes
+        let vocabulary = self.config.vocab_size as u32;
+        let mut sum = 0.0;
+        for start in (0..vocabulary).step_by(ROWS as usize) {
+            let ids: Vec<u32> = (start..vocabulary.min(start + ROWS)).collect();
+            sum += crate::mean_norm(&self.embed(&ids)?)? * ids.len() as f64;
+        }
+        Ok(sum / f64::from(vocabulary))
+    }
+
     /// Last hidden states of the next position of every row of `cache`: `[1, B, D]` to `[1, B, D]`.
     pub(crate) fn forward_rows(&self, x: &Tensor, cache: &mut BatchCache) -> candle_core::Result<Tensor> {
         self.check_unshifted()?;
+        if self.layers.iter().any(|layer| layer.cross.is_some()) {
+            candle_core::bail!("answers side by side of a decoder with cross-attention");
+        }
         let (cos, sin) = self.rope.rows(&cache.positions(), &cache.expected())?;
         cache.begin()?;
         let mut x = x.clone();
@@ -468,7 +571,7 @@ impl Llama {
             return e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps);
         }
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, Attend::Rows { cos: &cos, sin: &sin, cache, layer: i })?;
+            x = layer.forward(&x, Attend::Rows { cos: &cos, sin: &sin, cache, layer: i }, None)?;
         }
         cache.advance();
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
@@ -569,13 +672,28 @@ fn checkpointed(
     (cos, sin): (&Tensor, &Tensor),
     lengths: Option<&[usize]>,
     groups: Option<&ShiftedGroups>,
+    source: Option<&Source>,
 ) -> candle_core::Result<Tensor> {
+    let states = source.map(|s| s.states.clone());
     let trained = layer.trained_tensors();
-    let inputs: Vec<&Tensor> = std::iter::once(x).chain(&trained).collect();
+    let first = 1 + states.iter().len();
+    let inputs: Vec<&Tensor> = std::iter::once(x).chain(&states).chain(&trained).collect();
     let (layer, cos, sin) = (layer.clone(), cos.clone(), sin.clone());
     let (lengths, groups) = (lengths.map(<[usize]>::to_vec), groups.cloned());
+    let read = source.map(|s| s.lengths.clone());
     e2llm_kernels::checkpoint(&inputs, move |inputs| {
-        let layer = layer.with_trained_tensors(&inputs[1..])?;
-        layer.forward(&inputs[0], attend((&cos, &sin), lengths.as_deref(), groups.as_ref()))
+        let layer = layer.with_trained_tensors(&inputs[first..])?;
+        let source = read.as_ref().map(|l| Source { states: inputs[1].clone(), lengths: l.clone() });
+        let attend = attend((&cos, &sin), lengths.as_deref(), groups.as_ref());
+        layer.forward(&inputs[0], attend, source.as_ref())
     })
+}
+
+/// Mean Euclidean length over the last dimension.
+///
+/// # Errors
+/// Failing tensor operations.
+pub fn mean_norm(x: &Tensor) -> candle_core::Result<f64> {
+    let norms = x.to_dtype(DType::F32)?.sqr()?.sum(candle_core::D::Minus1)?.sqrt()?;
+    Ok(f64::from(norms.mean_all()?.to_scalar::<f32>()?))
 }

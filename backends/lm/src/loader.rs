@@ -1,7 +1,7 @@
 //! Builds layers out of checked weights.
 
 use crate::config::LinearSpec;
-use crate::linear::{Linear, Lora, Weight};
+use crate::linear::{Linear, Weight};
 use crate::tensor_store::SharedFiles;
 use crate::{LmError, LoraSource, Precision, Result, Weights};
 use candle_core::{DType, Device, Tensor};
@@ -88,16 +88,8 @@ impl<'a> Loader<'a> {
     pub(crate) fn linear_with(&mut self, spec: &LinearSpec, weight: Weight) -> Result<Linear> {
         let bias = if spec.bias { Some(self.tensor(&format!("{}.bias", spec.module))?) } else { None };
         let lora = match &mut self.lora {
-            Some(source) if source.config.targets(&spec.module) => {
-                let r = source.config.r;
-                let name = |part| format!("{}{}.lora_{part}.weight", source.prefix, spec.module);
-                Some(Lora {
-                    a: source.params.get(&name("A"), &[r, spec.inputs])?,
-                    b: source.params.get(&name("B"), &[spec.outputs, r])?,
-                    scaling: source.config.scaling(),
-                })
-            }
-            _ => None,
+            Some(source) => source.of(spec)?,
+            None => None,
         };
         Ok(Linear::new(weight, bias, lora))
     }

@@ -1,7 +1,7 @@
 //! Settings of low-rank adapters (Hu et al. 2021, arXiv 2106.09685), named as in PEFT.
 
-use crate::config::TensorSpec;
-use crate::{LmError, Params, Result};
+use crate::config::{LinearSpec, TensorSpec};
+use crate::{LmError, Lora, Params, Result};
 use serde::{Deserialize, Serialize};
 
 /// Which linears get an adapter, and of what rank.
@@ -74,4 +74,20 @@ pub struct LoraSource<'a> {
     pub params: &'a mut Params,
     /// What stands before the module's path in their names: `encoder.` or `decoder.`.
     pub prefix: &'a str,
+}
+
+impl LoraSource<'_> {
+    /// The adapter of a linear, where it has one.
+    pub(crate) fn of(&mut self, spec: &LinearSpec) -> Result<Option<Lora>> {
+        if !self.config.targets(&spec.module) {
+            return Ok(None);
+        }
+        let r = self.config.r;
+        let name = |part| format!("{}{}.lora_{part}.weight", self.prefix, spec.module);
+        Ok(Some(Lora {
+            a: self.params.get(&name("A"), &[r, spec.inputs])?,
+            b: self.params.get(&name("B"), &[spec.outputs, r])?,
+            scaling: self.config.scaling(),
+        }))
+    }
 }

@@ -1,6 +1,6 @@
 //! What a decoder remembers of the positions it has read.
 
-use crate::{KvCache, PREFILL_BLOCK, Rope};
+use crate::{CrossKeys, KvCache, PREFILL_BLOCK, Rope};
 use candle_core::{Result, Tensor};
 
 /// Queries, keys and values of some positions in one layer, not yet rotated.
@@ -50,6 +50,11 @@ pub trait Memory {
     /// # Errors
     /// Failing tensor operations.
     fn attend(&mut self, layer: usize, heads: &Heads, rope: &Rope) -> Result<Tensor>;
+
+    /// What a layer's cross-attention reads, where there is something.
+    fn cross_keys(&self, _layer: usize) -> Option<CrossKeys> {
+        None
+    }
 
     /// Counts `t` positions as read, once every layer has them.
     fn advance(&mut self, t: usize);

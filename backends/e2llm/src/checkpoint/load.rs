@@ -9,7 +9,7 @@ use crate::model::E2llmModel;
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm_lm::{
     BertEncoder, DecoderFiles, EncoderFiles, Llama, LmError, LoraSource, Params, Precision, TensorSpec,
-    Weights,
+    Weights, mean_norm,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -224,7 +224,7 @@ fn start_output_scale(
     let ids = probe_ids(seed, count * length, model.encoder().config().vocab_size);
     let probes: Vec<_> = ids.chunks(length).map(<[u32]>::to_vec).collect();
     let soft = mean_norm(&model.soft_tokens(&probes)?.detach())?;
-    let scale = embedding_norm(model.decoder())? / soft.max(f64::MIN_POSITIVE);
+    let scale = model.decoder().embedding_norm()? / soft.max(f64::MIN_POSITIVE);
     if let Some(var) = vars.get(OUTPUT_SCALE) {
         var.set(&Tensor::full(scale, 1, var.device())?.to_dtype(var.dtype())?)?;
     } else {
@@ -232,22 +232,4 @@ fn start_output_scale(
         model.set_output_scale(Tensor::full(scale, 1, &device)?.to_dtype(dtype)?);
     }
     Ok(())
-}
-
-/// Mean length of the decoder's token embeddings.
-fn embedding_norm(decoder: &Llama) -> Result<f64, CheckpointError> {
-    const ROWS: u32 = 4096; // at a time: a vocabulary in float32 may be gigabytes
-    let vocabulary = decoder.config().vocab_size as u32;
-    let mut sum = 0.0;
-    for start in (0..vocabulary).step_by(ROWS as usize) {
-        let ids: Vec<u32> = (start..vocabulary.min(start + ROWS)).collect();
-        sum += mean_norm(&decoder.embed(&ids)?)? * ids.len() as f64;
-    }
-    Ok(sum / f64::from(vocabulary))
-}
-
-/// Mean Euclidean length over the last dimension.
-fn mean_norm(x: &Tensor) -> Result<f64, CheckpointError> {
-    let norms = x.to_dtype(DType::F32)?.sqr()?.sum(candle_core::D::Minus1)?.sqrt()?;
-    Ok(f64::from(norms.mean_all()?.to_scalar::<f32>()?))
 }
