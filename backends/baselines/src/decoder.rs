@@ -1,14 +1,15 @@
 //! What methods that end in one plain decoder share: loading it, wrapping a text in its chat template, answering.
 
 use crate::options::bad_option;
+use crate::trained::placement;
 use e2llm_backend::{
     Backend, BackendError, BackendInfo, BuildContext, CancelFlag, Choice, ErrorKind, Fingerprint, OptionSpec,
     Prompt, Request, Response, TokenCounter, Usage,
 };
 use e2llm_lm::Prepared as Ready;
 use e2llm_lm::{
-    DecoderFiles, DecoderModel, Generation, KvCache, LlamaConfig, Memory, Message, PeftAdapter, Precision,
-    Segment, Stretch, Tokenizer, TunedDecoder, answer_batch, continuation_ids, generate_with, open_device,
+    DecoderFiles, DecoderModel, Generation, KvCache, Llama, LlamaConfig, Memory, Message, PeftAdapter,
+    Precision, Segment, Stretch, Tokenizer, TunedDecoder, answer_batch, continuation_ids, generate_with,
     prompt_len, score_continuations_with, token_counter,
 };
 use std::path::Path;
@@ -36,6 +37,11 @@ pub(crate) trait Method: Send {
         Ok(Vec::new())
     }
 
+    /// Adds what it trained to the loaded decoder, and returns what a reader of a result must know.
+    fn attach(&mut self, _llama: &mut Llama, _precision: Precision) -> Result<Vec<String>, BackendError> {
+        Ok(Vec::new())
+    }
+
     /// Adds files of its own that decide an answer.
     fn hash(&self, _hash: &mut Fingerprint) -> Result<(), BackendError> {
         Ok(())
@@ -43,6 +49,11 @@ pub(crate) trait Method: Send {
 
     /// Parameters it has beside the decoder's.
     fn parameters(&self) -> u64 {
+        0
+    }
+
+    /// How many of them were trained for it.
+    fn trained_parameters(&self) -> u64 {
         0
     }
 
@@ -143,12 +154,7 @@ impl<M: Method> DecoderBackend<M> {
                 format!("backend `{name}` needs a decoder, and model `{}` has none", context.model.name);
             return Err(BackendError::new(ErrorKind::BadRequest, message));
         };
-        let device = open_device(context.device)?;
-        let precision: Precision = match context.dtype.as_str() {
-            "" if device.is_cpu() => Precision::F32,
-            "" => Precision::BF16,
-            name => name.parse()?,
-        };
+        let (device, precision) = placement(context)?;
         let mut files = DecoderFiles::open(path)?;
         let mut hash = Fingerprint::new(name, env!("CARGO_PKG_VERSION"));
         hash.text("dtype", &precision.to_string());
@@ -160,7 +166,7 @@ impl<M: Method> DecoderBackend<M> {
             hash.file(&file_name, file).map_err(|e| BackendError::failed(&e))?;
         }
         method.hash(&mut hash)?;
-        let parameters = files.config.parameters() + method.parameters();
+        let base = files.config.parameters();
         let trained = files.config.max_position_embeddings;
         let (adapter, rope) = trained_parts(context, &mut hash)?;
         let mut warnings = match rope {
@@ -169,9 +175,10 @@ impl<M: Method> DecoderBackend<M> {
         };
         warnings.extend(method.configure(&mut files.config)?);
         let positions = files.config.max_position_embeddings;
-        let trained_parameters =
+        let adapted: u64 =
             adapter.iter().flat_map(|a| a.tensors.values()).map(|t| t.elem_count() as u64).sum();
-        let model = DecoderModel::with_adapter(files, adapter, &device, precision)?;
+        let mut model = DecoderModel::with_adapter(files, adapter, &device, precision)?;
+        warnings.extend(method.attach(&mut model.llama, precision)?);
         if model.tokenizer.chat().is_none() {
             warnings.push("the decoder has no chat template: prompts are raw text".to_owned());
         }
@@ -186,8 +193,8 @@ impl<M: Method> DecoderBackend<M> {
         let info = BackendInfo {
             name: name.into(),
             model: context.model.name.clone(),
-            parameters,
-            trained_parameters,
+            parameters: base + method.parameters(),
+            trained_parameters: adapted + method.trained_parameters(),
             window: Some(window as u64),
             dtype: precision.to_string(),
             device: context.device.to_string(),

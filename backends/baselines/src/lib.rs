@@ -3,9 +3,11 @@
 //! Each method gets the same prompts with the same decoder, window, chat template and generation settings, and says
 //! in [`Usage`](e2llm_backend::Usage) what became of the context.
 
+pub mod cepe;
 mod decoder;
 pub mod echo;
 pub mod full;
+pub mod lloco;
 pub mod longllmlingua;
 pub mod longlora;
 pub mod no_context;
@@ -17,6 +19,7 @@ pub mod snapkv;
 pub mod streaming;
 #[cfg(test)]
 mod tests;
+pub mod trained;
 pub mod truncate;
 pub mod yarn;
 
@@ -27,8 +30,10 @@ pub const TRAINED: &[&str] = &["longlora"];
 
 /// Adds every method of this crate to `registry`.
 pub fn register(registry: &mut e2llm_backend::Registry) {
+    registry.register(cepe::spec());
     registry.register(echo::spec());
     registry.register(full::spec());
+    registry.register(lloco::spec());
     registry.register(longllmlingua::spec());
     registry.register(longlora::spec());
     registry.register(no_context::spec());

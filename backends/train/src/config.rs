@@ -2,6 +2,7 @@
 
 use crate::{Result, TrainError};
 use e2llm::{AdapterKind, E2llmConfig};
+use e2llm_baselines::lloco::LlocoConfig;
 use e2llm_lm::{LoraConfig, Stretch};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -12,6 +13,10 @@ use std::path::PathBuf;
 pub enum Method {
     /// E2LLM: encoder LoRA, adapter, decoder LoRA.
     E2llm,
+    /// CEPE: encoder LoRA, cross-attention of a frozen decoder.
+    Cepe,
+    /// LLoCO: the decoder's LoRA while it compresses and while it answers, summary tokens.
+    Lloco,
     /// LoRA of the decoder alone, which reads what fits its budget of the context's own tokens.
     SftTruncate,
     /// LoRA of the decoder alone, which reads the instruction only.
@@ -22,16 +27,29 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::E2llm, Self::SftTruncate, Self::SftNoContext, Self::Longlora];
+    pub const ALL: [Self; 6] =
+        [Self::E2llm, Self::Cepe, Self::Lloco, Self::SftTruncate, Self::SftNoContext, Self::Longlora];
 
     /// Its name in files and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::E2llm => "e2llm",
+            Self::Cepe => "cepe",
+            Self::Lloco => "lloco",
             Self::SftTruncate => "sft-truncate",
             Self::SftNoContext => "sft-no-context",
             Self::Longlora => "longlora",
         }
+    }
+
+    /// Whether it needs an encoder.
+    pub fn encodes(self) -> bool {
+        matches!(self, Self::E2llm | Self::Cepe)
+    }
+
+    /// Whether it has a reconstruction loss.
+    pub fn restates(self) -> bool {
+        matches!(self, Self::E2llm | Self::Cepe | Self::Lloco)
     }
 }
 
@@ -59,9 +77,21 @@ pub struct ModelConfig {
     pub encoder_lora: LoraConfig,
     /// LoRA of the decoder.
     pub decoder_lora: LoraConfig,
-    /// How the decoder's window is stretched (all methods but `e2llm`); not at all where it is not given.
+    /// How the decoder's window is stretched (`sft-*`, `longlora`); not at all where it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope: Option<Stretch>,
+    /// Tokens of the context's end that the decoder reads as they are, at most (`cepe`).
+    pub decoder_context: usize,
+    /// Tokens that are compressed at once (`lloco`).
+    pub segment_tokens: usize,
+    /// Summary vectors that a segment becomes (`lloco`).
+    pub summary_tokens: usize,
+    /// Compression steps that a gradient runs through (`lloco`).
+    pub bptt_segments: usize,
+    /// Whether the compressor is trained too, or the answering LoRA only, of another domain (`lloco`).
+    pub train_compressor: bool,
+    /// LoRA of the decoder while it compresses (`lloco`).
+    pub compressor_lora: LoraConfig,
     /// Element type of the trained tensors in a checkpoint's model: `f32` or `bf16`. The masters are kept beside it.
     pub save_dtype: String,
 }
@@ -69,6 +99,7 @@ pub struct ModelConfig {
 impl Default for ModelConfig {
     fn default() -> Self {
         let d = E2llmConfig::default();
+        let l = LlocoConfig::default();
         Self {
             method: Method::E2llm,
             encoder: "all-minilm-l6-v2".into(),
@@ -81,6 +112,12 @@ impl Default for ModelConfig {
             encoder_lora: d.encoder_lora,
             decoder_lora: d.decoder_lora,
             rope: None,
+            decoder_context: 512,
+            segment_tokens: l.segment_tokens,
+            summary_tokens: l.summary_tokens,
+            bptt_segments: l.bptt_segments,
+            train_compressor: true,
+            compressor_lora: l.compressor_lora,
             save_dtype: "f32".into(),
         }
     }
@@ -104,7 +141,7 @@ pub enum ContextChoice {
 pub struct DataConfig {
     /// What `prepare` wrote.
     pub folder: PathBuf,
-    /// Chunks read of a context in a reasoning example (`e2llm`).
+    /// Chunks read of a context in a reasoning example (`e2llm`, `cepe`, `lloco`).
     pub max_chunks: usize,
     /// Which ones where there are more.
     pub context: ContextChoice,
@@ -342,15 +379,16 @@ impl TrainConfig {
             if !(p.lambda.is_finite() && p.lambda >= 0.0 && p.lr_scale.is_finite() && p.lr_scale > 0.0) {
                 return bad(format!("{at}: `lambda` must be at least 0 and `lr_scale` above 0"));
             }
-            if self.model.method != Method::E2llm && p.reconstruction_batch > 0 {
-                return bad(format!("{at}: only the method `e2llm` has a reconstruction loss"));
+            if !self.model.method.restates() && p.reconstruction_batch > 0 {
+                return bad(format!(
+                    "{at}: only the methods `e2llm`, `cepe` and `lloco` have a reconstruction loss"
+                ));
             }
         }
         if let Some(rope) = &self.model.rope {
-            if self.model.method == Method::E2llm {
-                return bad(
-                    "[model.rope]: the method `e2llm` reads soft tokens in the decoder's own window".into()
-                );
+            if self.model.method.restates() {
+                let method = self.model.method.name();
+                return bad(format!("[model.rope]: the method `{method}` keeps to the decoder's own window"));
             }
             rope.rope_scaling(1).map_err(|e| TrainError::Config(format!("[model.rope] {e}")))?;
         }

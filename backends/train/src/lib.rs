@@ -1,7 +1,7 @@
 //! Training: of E2LLM, and through the same loop of anything else that is [`Trainable`].
 //!
 //! - [`prepare`](data::prepare) turns records into memory-mapped ids, each document once.
-//! - [`E2llmTask`] and [`SftTask`] are what can be trained.
+//! - [`E2llmTask`], [`CepeTask`], [`LlocoTask`] and [`SftTask`] are what can be trained.
 //! - [`train`] is the loop: optimiser, order of the data, validation, checkpoints, records of what happened.
 //! - [`bench`] says how fast all of it is, on random weights.
 //!
@@ -21,7 +21,7 @@ mod trainable;
 
 pub use config::TrainConfig;
 pub use error::{Result, TrainError};
-pub use objective::{BaseSource, E2llmTask, SftTask, Sources};
+pub use objective::{BaseSource, CepeTask, E2llmTask, LlocoTask, SftTask, Sources};
 pub use optimizer::Optimizer;
 pub use order::{Order, micro_batches};
 pub use run::{

@@ -111,8 +111,10 @@ fn registers_all_methods() {
     assert_eq!(
         names,
         [
+            "cepe",
             "echo",
             "full",
+            "lloco",
             "longllmlingua",
             "longlora",
             "no-context",

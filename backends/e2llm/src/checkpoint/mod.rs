@@ -17,9 +17,9 @@ mod save;
 pub use base::{BaseModel, BaseModels, weights_hash};
 pub use exchange::{Trained, merge_lora};
 pub use load::{BaseHashes, Loaded, Settings, load, untrained};
-pub use save::save;
+pub use save::{save, save_named};
 
-use crate::config::ConfigError;
+use crate::ConfigError;
 use e2llm_backend::ModelFiles;
 use e2llm_lm::LmError;
 use std::fmt;
@@ -30,6 +30,11 @@ pub(crate) const CONFIG: &str = "e2llm_config.json";
 /// What the files of trained tensors are called, before `.safetensors`.
 pub const TRAINED: &str = "e2llm";
 pub(crate) const BASE: &str = "base.json";
+
+/// What a method's settings are called in its checkpoints.
+pub fn settings_file(method: &str) -> String {
+    format!("{method}_config.json")
+}
 
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! Writing a checkpoint.
 
-use super::{BASE, BaseModels, CONFIG, CheckpointError, TRAINED};
+use super::{BASE, BaseModels, CheckpointError, TRAINED, settings_file};
 use crate::config::{ConfigError, E2llmConfig};
 use candle_core::Tensor;
 use e2llm_lm::write_safetensors;
@@ -24,8 +24,23 @@ pub fn save(
     base: &BaseModels,
     max_bytes: Option<usize>,
 ) -> Result<(), CheckpointError> {
+    save_named(folder, TRAINED, config.to_json(), trained, base, max_bytes)
+}
+
+/// As [`save`], of another method: its settings go to `<method>_config.json`, its tensors to `<method>.safetensors`.
+///
+/// # Errors
+/// Anything that cannot be written; settings that are no JSON.
+pub fn save_named(
+    folder: &Path,
+    method: &str,
+    settings: Result<String, ConfigError>,
+    trained: &BTreeMap<String, Tensor>,
+    base: &BaseModels,
+    max_bytes: Option<usize>,
+) -> Result<(), CheckpointError> {
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
-    write_safetensors(folder, TRAINED, trained, max_bytes)?;
+    write_safetensors(folder, method, trained, max_bytes)?;
     let text = |name: &str, text: Result<String, ConfigError>| -> Result<(), CheckpointError> {
         let path = folder.join(name);
         let text = text.map_err(|source| CheckpointError::Config { path: path.clone(), source })?;
@@ -34,7 +49,7 @@ pub fn save(
     if *base != BaseModels::default() {
         text(BASE, serde_json::to_string_pretty(base).map(|t| t + "\n").map_err(ConfigError::Json))?;
     }
-    text(CONFIG, config.to_json())?;
+    text(&settings_file(method), settings)?;
     File::open(folder).and_then(|f| f.sync_all()).map_err(CheckpointError::io(folder))
 }
 

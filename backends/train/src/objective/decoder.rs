@@ -2,7 +2,7 @@
 
 use crate::{Item, Result, TrainError};
 use candle_core::{Tensor, bail};
-use e2llm_lm::Llama;
+use e2llm_lm::{Llama, Source};
 
 /// Refuses items that the decoder cannot read.
 pub(super) fn check_window(items: &[Item], window: usize, describe: impl Fn(u32) -> String) -> Result<()> {
@@ -24,6 +24,15 @@ pub(super) struct Sequence {
 /// Sum of the cross-entropies of all answer tokens, as a float32 scalar with its gradient. Sequences are padded on the
 /// right; logits are made at the positions before an answer token only.
 pub(super) fn answer_loss(decoder: &Llama, batch: &[Sequence]) -> candle_core::Result<Tensor> {
+    answer_loss_of(decoder, batch, None)
+}
+
+/// As [`answer_loss`]; the decoder's cross-attention reads `source`.
+pub(super) fn answer_loss_of(
+    decoder: &Llama,
+    batch: &[Sequence],
+    source: Option<&Source>,
+) -> candle_core::Result<Tensor> {
     let lengths: Vec<usize> = batch.iter().map(|s| s.prompt.len() + s.answer.len()).collect();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let (mut ids, mut rows, mut targets) = (Vec::new(), Vec::new(), Vec::<u32>::new());
@@ -42,7 +51,7 @@ pub(super) fn answer_loss(decoder: &Llama, batch: &[Sequence]) -> candle_core::R
     }
     let n = targets.len();
     let embedded = decoder.embed(&ids)?.reshape((batch.len(), longest, ()))?;
-    let hidden = decoder.forward_hidden(&embedded, Some(&lengths), None)?;
+    let hidden = decoder.forward_block(&embedded, Some(&lengths), source)?;
     let kept = e2llm_kernels::gather_rows(&hidden.flatten(0, 1)?, &rows)?;
     decoder.cross_entropy(&kept, &Tensor::from_vec(targets, n, decoder.device())?)
 }

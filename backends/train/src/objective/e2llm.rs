@@ -3,24 +3,19 @@
 //! Reasoning: the answer given soft tokens of the whole context (at most `max_chunks` chunks of it) and the
 //! instruction. Reconstruction: the text of w consecutive chunks given their soft tokens; windows do not overlap.
 
+use super::chunks::Windows;
 use super::decoder::check_window;
 use super::open::{Data, Sources, end_token, no_tokenizer, precision, trained_tensors};
-use crate::config::{ContextChoice, TrainConfig};
+use crate::config::TrainConfig;
 use crate::data::Dataset;
-use crate::order::{below, generator};
 use crate::{BaseSource, Batch, Item, Objective, Part, Result, Split, TrainError, Trainable};
 use candle_core::{Device, Tensor, Var};
 use e2llm::checkpoint::{self, BaseModel, BaseModels};
 use e2llm::{E2llmConfig, E2llmModel, Example, PromptIds, PromptStyle};
 use e2llm_lm::Tokenizer;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::rc::Rc;
-
-/// The reconstruction items of a split and window: chunks of each.
-type Windows = Rc<Vec<Range<usize>>>;
 
 /// E2LLM with its data.
 pub struct E2llmTask {
@@ -34,7 +29,7 @@ pub struct E2llmTask {
     restate: PromptIds,
     /// Tokens around soft tokens and instruction.
     overhead: usize,
-    windows: RefCell<BTreeMap<(Split, usize), Windows>>,
+    windows: Windows,
     sources: (BaseSource, BaseSource),
     save_dtype: String,
     seed: u64,
@@ -87,8 +82,7 @@ impl E2llmTask {
             // Being untrained is what a training starts with.
             loaded.warnings.retain(|w| !w.contains("UNTRAINED"));
         }
-        let most = config.data.max_chunks;
-        loaded.warnings.extend(data.cuts(|d| data.split(Split::Train).chunks(d).len() > most));
+        loaded.warnings.extend(data.chunk_cuts());
         let hashed = |source: BaseSource, hash: &str| BaseSource {
             sha256: if source.sha256.is_empty() { hash.to_owned() } else { source.sha256 },
             ..source
@@ -106,7 +100,7 @@ impl E2llmTask {
             data,
             restate,
             overhead,
-            windows: RefCell::default(),
+            windows: Windows::default(),
             save_dtype: config.model.save_dtype.clone(),
             seed: config.seed,
             warnings: loaded.warnings,
@@ -123,44 +117,13 @@ impl E2llmTask {
         &self.warnings
     }
 
-    /// The chunks of a document that are read; `draw` decides where a choice is random.
-    fn chosen(&self, data: &Dataset, document: usize, question: u32, draw: u64) -> Vec<usize> {
-        let all = data.chunks(document);
-        let most = self.data.settings.max_chunks;
-        let Some(excess) = all.len().checked_sub(most).filter(|n| *n > 0) else {
-            return all.collect();
-        };
-        match self.data.settings.context {
-            ContextChoice::Head => all.take(most).collect(),
-            ContextChoice::Ends => {
-                let head = most.div_ceil(2);
-                all.clone().take(head).chain(all.skip(head + excess)).collect()
-            }
-            ContextChoice::Random => {
-                let mut rng = generator(self.seed ^ draw, "context", u64::from(question));
-                all.skip(below(&mut rng, excess + 1)).take(most).collect()
-            }
-        }
-    }
-
-    fn windows(&self, split: Split, window: usize) -> Windows {
-        let make = || {
-            let data = self.data.split(split);
-            let of = |document: usize| {
-                let all = data.chunks(document);
-                all.clone().step_by(window).map(move |start| start..(start + window).min(all.end))
-            };
-            Rc::new((0..data.documents()).flat_map(of).collect())
-        };
-        Rc::clone(self.windows.borrow_mut().entry((split, window)).or_insert_with(make))
-    }
-
-    fn question(&self, data: &Dataset, item: u32, draw: u64) -> Result<Example> {
+    fn question(&self, split: Split, item: u32, draw: u64) -> Result<Example> {
+        let data = self.data.split(split);
         let question = data.question(item as usize);
         let style = PromptStyle { template: self.tokenizer.chat(), answer_prefix: "" };
         let ids =
             PromptIds::with_context(self.model.config(), &self.tokenizer, &question.instruction, style)?;
-        let chunks = self.chosen(data, question.document, item, draw);
+        let chunks = self.data.chosen(split, question.document, item, self.seed ^ draw);
         Ok(Example {
             chunks: chunks.into_iter().map(|c| data.encoder_ids(c)).collect(),
             prefix: ids.prefix,
@@ -238,13 +201,13 @@ impl Trainable for E2llmTask {
             Objective::Reasoning => (0..data.questions())
                 .map(|q| {
                     let (document, instruction, answer) = data.question_size(q);
-                    let chunks = self.chosen(data, document, q as u32, 0);
+                    let chunks = self.data.chosen(part.split, document, q as u32, self.seed);
                     item(&mut chunks.into_iter(), self.overhead + instruction, self.data.answer_len(answer))
                 })
                 .collect(),
             Objective::Reconstruction => {
                 let words = self.restate.prefix.len() + self.restate.suffix.len();
-                let windows = self.windows(part.split, part.window);
+                let windows = self.windows.of(&self.data, part.split, part.window);
                 let one = |w: &Range<usize>| {
                     let targets = w.clone().map(|c| data.decoder_len(c)).sum::<usize>() + 1;
                     item(&mut w.clone(), words, targets)
@@ -259,9 +222,11 @@ impl Trainable for E2llmTask {
     fn loss(&self, batch: &Batch<'_>) -> Result<Tensor> {
         let data = self.data.split(batch.part.split);
         let examples: Result<Vec<Example>> = match batch.part.objective {
-            Objective::Reasoning => batch.items.iter().map(|i| self.question(data, *i, batch.draw)).collect(),
+            Objective::Reasoning => {
+                batch.items.iter().map(|i| self.question(batch.part.split, *i, batch.draw)).collect()
+            }
             Objective::Reconstruction => {
-                let windows = self.windows(batch.part.split, batch.part.window);
+                let windows = self.windows.of(&self.data, batch.part.split, batch.part.window);
                 batch.items.iter().map(|i| Ok(self.restatement(data, windows[*i as usize].clone()))).collect()
             }
         };
@@ -269,28 +234,11 @@ impl Trainable for E2llmTask {
     }
 
     fn document(&self, part: Part, item: u32) -> String {
-        let data = self.data.split(part.split);
-        match part.objective {
-            Objective::Reasoning => self.data.document_of(part.split, item),
-            Objective::Reconstruction => {
-                let windows = self.windows(part.split, part.window);
-                let document = windows.get(item as usize).map(|w| data.document_of_chunk(w.start));
-                document.map_or_else(String::new, |d| data.name(d).to_owned())
-            }
-        }
+        self.windows.document(&self.data, part, item)
     }
 
     fn describe(&self, part: Part, item: u32) -> String {
-        match part.objective {
-            Objective::Reasoning => self.data.describe_question(part.split, item),
-            Objective::Reconstruction => {
-                let windows = self.windows(part.split, part.window);
-                windows.get(item as usize).map_or_else(
-                    || format!("window {item}"),
-                    |w| format!("chunks {}..{} of the {} split", w.start, w.end, part.split.name()),
-                )
-            }
-        }
+        self.windows.describe(&self.data, part, item)
     }
 
     fn fingerprint(&self) -> String {

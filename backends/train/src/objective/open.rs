@@ -4,7 +4,9 @@ use crate::config::{DataConfig, TrainConfig};
 use crate::data::{Dataset, Manifest};
 use crate::{Result, Split, TrainError};
 use candle_core::{DType, Tensor, Var};
-use e2llm_lm::{DecoderFiles, Precision, Tokenizer};
+use e2llm::ConfigError;
+use e2llm::checkpoint::{self, BaseModel, BaseModels};
+use e2llm_lm::{DecoderFiles, EncoderFiles, Precision, Tokenizer};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -140,6 +142,57 @@ impl Data {
         let message =
             format!("was prepared with another {part}'s tokenizer: prepare it again for this model");
         Err(TrainError::file(&self.settings.folder, message))
+    }
+}
+
+/// The base models of a method whose checkpoints refer to them.
+pub(super) struct Bases {
+    encoder: Option<BaseSource>,
+    decoder: BaseSource,
+}
+
+impl Bases {
+    /// Hashes are computed where `sources` has none.
+    pub(super) fn new(
+        sources: &Sources,
+        encoder: Option<&EncoderFiles>,
+        decoder: &DecoderFiles,
+    ) -> Result<Self> {
+        let hashed = |source: &BaseSource, files: &[PathBuf]| -> Result<BaseSource> {
+            let known = !source.sha256.is_empty();
+            let sha256 = if known { source.sha256.clone() } else { checkpoint::weights_hash(files)? };
+            Ok(BaseSource { sha256, ..source.clone() })
+        };
+        let encoder = match (&sources.encoder, encoder) {
+            (Some(source), Some(files)) => Some(hashed(source, &files.weights.files())?),
+            _ => None,
+        };
+        Ok(Self { encoder, decoder: hashed(&sources.decoder, &decoder.weights.files())? })
+    }
+
+    pub(super) fn fingerprint(&self, data: &Data) -> String {
+        let all = [self.encoder.as_ref(), Some(&self.decoder)];
+        let hashes: Vec<_> = all.into_iter().flatten().map(|s| s.sha256.as_str()).collect();
+        format!("{} {}", data.fingerprint, hashes.join(" "))
+    }
+
+    /// Writes a checkpoint of `method` with references to them.
+    pub(super) fn save(
+        &self,
+        folder: &Path,
+        method: &str,
+        settings: &impl Serialize,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Result<()> {
+        let base = |s: &BaseSource| BaseModel { source: s.name.clone(), sha256: s.sha256.clone() };
+        let names =
+            BaseModels { encoder: self.encoder.as_ref().map(base), decoder: Some(base(&self.decoder)) };
+        let text = serde_json::to_string_pretty(settings).map(|t| t + "\n").map_err(ConfigError::Json);
+        checkpoint::save_named(folder, method, text, tensors, &names, None)?;
+        if let Some(encoder) = &self.encoder {
+            encoder.refer(&folder.join("encoder"))?;
+        }
+        self.decoder.refer(&folder.join("decoder"))
     }
 }
 

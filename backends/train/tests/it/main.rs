@@ -5,6 +5,7 @@
 mod data;
 mod golden;
 mod kill;
+mod methods;
 mod overfit;
 mod resume;
 mod stops;

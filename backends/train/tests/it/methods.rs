@@ -1,0 +1,178 @@
+//! Trained baselines: through the loop, into a checkpoint, and out of their backends.
+
+use crate::support::{CancelAt, config, last, metrics, sources, workshop};
+use candle_core::Device;
+use e2llm_backend::{
+    Backend, BackendSpec, BuildContext, CancelFlag, Generation, ModelFiles, Options, Prompt, Request,
+};
+use e2llm_lm::LoraConfig;
+use e2llm_train::config::{ContextChoice, Method, Phase, TrainConfig};
+use e2llm_train::{CepeTask, End, LlocoTask, RunOptions, Trainable, train};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn open(method: Method, root: &Path, config: &TrainConfig) -> Box<dyn Trainable> {
+    match method {
+        Method::Cepe => Box::new(CepeTask::open(&sources(root), config, &Device::Cpu).unwrap()),
+        Method::Lloco => Box::new(LlocoTask::open(&sources(root), config, &Device::Cpu).unwrap()),
+        other => panic!("{other:?} is tested elsewhere"),
+    }
+}
+
+fn settings(method: Method, root: &Path, steps: usize) -> TrainConfig {
+    let mut config = config(root, 1);
+    config.model.method = method;
+    config.data.max_chunks = 8;
+    config.data.context = ContextChoice::Ends;
+    config.model.decoder_context = 0;
+    config.model.encoder_lora = lora(&["query", "key", "value", "dense"]);
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    config.model.compressor_lora = lora(&all);
+    config.model.decoder_lora = lora(&all);
+    config.model.segment_tokens = 20;
+    config.model.summary_tokens = 6;
+    config.optimizer.lr = 1e-2;
+    config.compute.micro_positions = 0;
+    config.validation.every = 0;
+    config.phase = vec![Phase { steps, reasoning_batch: 6, reconstruction_batch: 6, ..Phase::default() }];
+    config
+}
+
+fn lora(targets: &[&str]) -> LoraConfig {
+    let targets = targets.iter().map(|t| (*t).to_owned()).collect();
+    LoraConfig { r: 16, lora_alpha: 32.0, target_modules: targets }
+}
+
+fn backend(spec: &BackendSpec, root: &Path, checkpoint: PathBuf) -> Box<dyn Backend> {
+    let context = BuildContext {
+        model: ModelFiles {
+            name: "tiny".into(),
+            checkpoint: Some(checkpoint),
+            encoder: Some(root.join("encoder")),
+            decoder: Some(root.join("decoder")),
+            window: None,
+        },
+        options: Options::checked(spec.options, &BTreeMap::new()).unwrap(),
+        ..BuildContext::default()
+    };
+    (spec.build)(&context).unwrap()
+}
+
+fn ask(context: &str, instruction: &str) -> Request {
+    Request {
+        id: "r".into(),
+        document: "d".into(),
+        prompt: Prompt {
+            context: context.into(),
+            instruction: instruction.into(),
+            template: "{context}\n\n{instruction}".into(),
+            chat: true,
+            ..Prompt::default()
+        },
+        generation: Generation { max_new_tokens: 8, ..Generation::default() },
+    }
+}
+
+fn learns(method: Method, spec: &BackendSpec, bars: [f64; 2]) {
+    let root = workshop(4);
+    let config = settings(method, root.path(), 250);
+    let folder = root.path().join("out");
+    let options = RunOptions { folder: folder.clone(), ..RunOptions::default() };
+    let task = open(method, root.path(), &config);
+    let outcome = train(&*task, &config, &options, &mut ()).unwrap();
+    let metrics = metrics(&folder);
+    let steps: Vec<_> = metrics.iter().filter(|l| l.get("loss").is_some()).collect();
+    for (name, bar) in ["reasoning", "reconstruction"].iter().zip(bars) {
+        let at = |i: usize| steps[i][*name].as_f64().unwrap();
+        assert!(at(steps.len() - 1) < bar * at(0), "{name}: from {} to {}", at(0), at(steps.len() - 1));
+    }
+    // The same question about other texts: the answer is in the text alone.
+    let mut backend = backend(spec, root.path(), outcome.last);
+    let trained: usize = task.vars().values().map(|v| v.elem_count()).sum();
+    assert_eq!(backend.info().trained_parameters, trained as u64);
+    assert_eq!(backend.info().warnings, [""; 0]);
+    let mut right = 0;
+    for record in crate::support::records(4) {
+        let record = record.record.unwrap();
+        let request = ask(&record.context, &record.instruction);
+        let response = backend.generate(&[request]).remove(0).unwrap();
+        let usage = &response.usage;
+        assert_eq!((usage.context_seen, usage.context_dropped), (0, 0), "{usage:?}");
+        assert!(usage.context_compressed == usage.context_tokens && usage.soft_tokens > 0, "{usage:?}");
+        right += usize::from(response.text == record.answer);
+    }
+    assert!(right >= 4, "{right} of 8 answers are right");
+}
+
+fn resumes(method: Method, file: &str) {
+    let root = workshop(8);
+    let mut config = settings(method, root.path(), 7);
+    config.output.checkpoint_every = 2;
+    let run = |folder: &Path, stop: Option<usize>| {
+        let options = RunOptions { folder: folder.to_owned(), resume: true, cancel: CancelFlag::default() };
+        let mut observer = CancelAt { step: stop.unwrap_or(0), cancel: options.cancel.clone() };
+        train(&*open(method, root.path(), &config), &config, &options, &mut observer).unwrap().end
+    };
+    let (whole, parts) = (root.path().join("whole"), root.path().join("parts"));
+    assert_eq!(run(&whole, None), End::Finished);
+    assert_eq!((run(&parts, Some(3)), run(&parts, None)), (End::Cancelled, End::Finished));
+    for file in [&format!("{file}.safetensors"), "state.safetensors", &format!("{file}_config.json")] {
+        let read = |folder: &Path| std::fs::read(last(folder).join(file)).unwrap();
+        assert!(read(&parts) == read(&whole), "{file} differs");
+    }
+    // What was trained is the start of another training.
+    let mut next = config.clone();
+    next.model.start = Some(last(&whole));
+    next.model.decoder_context = 999; // the checkpoint's settings win
+    let (again, first) = (open(method, root.path(), &next), last(&whole));
+    let text = std::fs::read_to_string(first.join(format!("{file}_config.json"))).unwrap();
+    again.save(&root.path().join("again")).unwrap();
+    let saved = root.path().join("again").join(format!("{file}_config.json"));
+    assert_eq!(std::fs::read_to_string(saved).unwrap(), text);
+}
+
+#[test]
+fn cepe_learns_to_restate_and_to_answer() {
+    learns(Method::Cepe, &e2llm_baselines::cepe::spec(), [0.3, 0.6]);
+}
+
+#[test]
+fn cepe_resumes_bit_for_bit() {
+    resumes(Method::Cepe, "cepe");
+}
+
+#[test]
+fn lloco_learns_to_restate_and_to_answer() {
+    learns(Method::Lloco, &e2llm_baselines::lloco::spec(), [0.3, 0.7]);
+}
+
+#[test]
+fn lloco_resumes_bit_for_bit() {
+    resumes(Method::Lloco, "lloco");
+}
+
+#[test]
+fn lloco_trains_the_lora_of_another_domain_only() {
+    let root = workshop(6);
+    let first = settings(Method::Lloco, root.path(), 2);
+    let task = LlocoTask::open(&sources(root.path()), &first, &Device::Cpu).unwrap();
+    let start = root.path().join("start");
+    task.save(&start).unwrap();
+    let mut config = first;
+    config.model.start = Some(start.clone());
+    config.model.train_compressor = false;
+    let task = open(Method::Lloco, root.path(), &config);
+    assert!(task.vars().keys().all(|name| name.starts_with("decoder.")) && !task.vars().is_empty());
+    let options = RunOptions { folder: root.path().join("out"), ..RunOptions::default() };
+    let end = train(&*task, &config, &options, &mut ()).unwrap().last;
+    let load = |folder: &Path| {
+        candle_core::safetensors::load(folder.join("lloco.safetensors"), &Device::Cpu).unwrap()
+    };
+    let (before, after) = (load(&start), load(&end));
+    assert_eq!(before.len(), after.len());
+    for (name, tensor) in &before {
+        let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let same = values(tensor) == values(&after[name]);
+        assert!(same || name.starts_with("decoder."), "{name} was trained");
+    }
+}
