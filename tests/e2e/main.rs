@@ -28,3 +28,4 @@ mod stranger;
 #[path = "../../backends/e2llm/tests/tiny/mod.rs"]
 mod tiny;
 mod train;
+mod trained;

@@ -9,7 +9,9 @@ use crate::training::{TrainReporter, base, failure};
 use e2llm_backend::{CancelFlag, Device};
 use e2llm_lm::open_device;
 use e2llm_train::config::Method;
-use e2llm_train::{E2llmTask, End, Outcome, RunOptions, SftTask, Sources, TrainConfig, Trainable};
+use e2llm_train::{
+    CepeTask, E2llmTask, End, LlocoTask, Outcome, RunOptions, SftTask, Sources, TrainConfig, Trainable,
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -54,9 +56,11 @@ pub(super) fn open_model(
     let device: Device = config.compute.device.parse().map_err(Failure::usage)?;
     let device = open_device(device)?;
     let fetcher = fetcher(models.models_file.as_deref(), models.offline, quiet, cancel)?;
-    let is_e2llm = config.model.method == Method::E2llm;
-    let encoder =
-        is_e2llm.then(|| base(&fetcher, &config.model.encoder, "encoder", |f| f.encoder)).transpose()?;
+    let method = config.model.method;
+    let encoder = method
+        .encodes()
+        .then(|| base(&fetcher, &config.model.encoder, "encoder", |f| f.encoder))
+        .transpose()?;
     let decoder = base(&fetcher, &config.model.decoder, "decoder", |f| f.decoder)?;
     let sources = Sources { encoder, decoder };
     let say = |warnings: &[String]| {
@@ -64,14 +68,19 @@ pub(super) fn open_model(
             output::note(&format!("note: {warning}"));
         }
     };
-    if is_e2llm {
-        let task = E2llmTask::open(&sources, config, &device).map_err(failure)?;
-        say(task.warnings());
-        return Ok(Box::new(task));
+    macro_rules! opened {
+        ($task:ty) => {{
+            let task = <$task>::open(&sources, config, &device).map_err(failure)?;
+            say(task.warnings());
+            Box::new(task)
+        }};
     }
-    let task = SftTask::open(&sources, config, &device).map_err(failure)?;
-    say(task.warnings());
-    Ok(Box::new(task))
+    Ok(match method {
+        Method::E2llm => opened!(E2llmTask),
+        Method::Cepe => opened!(CepeTask),
+        Method::Lloco => opened!(LlocoTask),
+        Method::SftTruncate | Method::SftNoContext => opened!(SftTask),
+    })
 }
 
 /// The settings in a file.

@@ -3,9 +3,8 @@
 use super::catalogue::{Entry, Kind};
 use super::error::ModelError;
 use super::fetch::Fetcher;
-use super::resolve::{Found, file_names, found_at, read_config};
+use super::resolve::{Found, METHODS, file_names, found_at, read_config};
 use super::verify::FileState;
-use e2llm::checkpoint::TRAINED;
 use e2llm_lm::{TensorInfo, Weights};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -165,7 +164,7 @@ impl Fetcher {
                 .collect();
             info.sum_parts();
         } else if found == Found::Checkpoint {
-            info.trained = Some(Weights::exist(root, TRAINED));
+            info.trained = Some(METHODS.iter().any(|method| Weights::exist(root, method)));
             for kind in [Kind::Encoder, Kind::Decoder] {
                 if let Some(part) = self.part_name(root, kind)? {
                     info.parts.push(self.info(&part)?);
@@ -287,6 +286,8 @@ fn counted(files: &[FileInfo]) -> Result<Option<BTreeMap<String, u64>>, ModelErr
 fn part_of(tensor: &str) -> &'static str {
     match tensor.split('.').next() {
         Some("adapter") => "adapter",
+        Some("compressor") => "compressor",
+        Some("decoder") if tensor.contains(".cross_attn.") => "cross-attention",
         Some("encoder") if tensor.contains(".lora_") => "encoder LoRA",
         Some("decoder") if tensor.contains(".lora_") => "decoder LoRA",
         Some("output_scale") => "output scale",

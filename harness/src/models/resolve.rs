@@ -4,16 +4,20 @@ use super::catalogue::{Kind, closest};
 use super::error::ModelError;
 use super::fetch::Fetcher;
 use super::verify::{combined_sha256, is_weights, sha256_of};
+use e2llm::checkpoint::settings_file;
 use e2llm_backend::ModelFiles;
 use e2llm_lm::TunedDecoder;
 use serde::Deserialize;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// Methods whose checkpoints are folders with `<method>_config.json` and `<method>.safetensors`.
+pub(super) const METHODS: [&str; 3] = ["e2llm", "cepe", "lloco"];
+
 /// What is at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
-    /// A folder with `e2llm_config.json`.
+    /// A folder with the settings of a trained method.
     Checkpoint,
     /// A folder with what was trained of a decoder.
     Tuned,
@@ -55,10 +59,12 @@ impl Fetcher {
         let mut files = ModelFiles { name: name.to_owned(), ..ModelFiles::default() };
         match found_at(path)? {
             Found::Checkpoint => {
-                let (encoder, _) = self.checkpoint_part(path, Kind::Encoder)?;
+                // Not every method has one.
+                let has_encoder = path.join("e2llm_config.json").is_file() || path.join("encoder").exists();
+                let encoder = has_encoder.then(|| self.checkpoint_part(path, Kind::Encoder)).transpose()?;
                 let (decoder, window) = self.checkpoint_part(path, Kind::Decoder)?;
                 files.checkpoint = Some(path.to_owned());
-                files.encoder = Some(encoder);
+                files.encoder = encoder.map(|(encoder, _)| encoder);
                 files.decoder = Some(decoder);
                 files.window = window;
             }
@@ -200,7 +206,7 @@ pub(super) fn found_at(path: &Path) -> Result<Found, ModelError> {
             _ => wrong("it is neither a folder nor a .gguf file"),
         };
     }
-    if path.join("e2llm_config.json").is_file() {
+    if METHODS.iter().any(|method| path.join(settings_file(method)).is_file()) {
         return Ok(Found::Checkpoint);
     }
     if TunedDecoder::is_at(path) {
