@@ -79,7 +79,7 @@ pub(super) fn open_model(
         Method::E2llm => opened!(E2llmTask),
         Method::Cepe => opened!(CepeTask),
         Method::Lloco => opened!(LlocoTask),
-        Method::SftTruncate | Method::SftNoContext => opened!(SftTask),
+        Method::SftTruncate | Method::SftNoContext | Method::Longlora => opened!(SftTask),
     })
 }
 
