@@ -19,8 +19,10 @@ const TILES: Module =
     Module { name: "tiles", source: concat!(include_str!("cached.cuh"), include_str!("tiles.cu")) };
 /// Positions up to which the products are sums of our own.
 const FEW: usize = 4;
-/// Positions up to which they are our own, on tensor cores.
+/// Positions up to which they are our own, on tensor cores, and elements of all of them: a block reads them once for every
+/// 16 or 32 rows of weights, which is too often where they are many and wide (4096 wide, 32 took 12 ms and cuBLAS 10).
 const SOME: usize = 64;
+const SOME_WIDE: usize = 64 * 1024;
 const THREADS: u32 = 256;
 /// Blocks of tiles with which a large GPU is busy: with fewer, tiles are small.
 const BUSY: usize = 132;
@@ -217,7 +219,7 @@ impl<'a> CachedPass<'a> {
                 add_product: few("add_product")?,
                 gate_up: few("gate_up")?,
             }),
-            ..=SOME => Products::Tiles(Tiles {
+            ..=SOME if rows * width <= SOME_WIDE => Products::Tiles(Tiles {
                 attend_in: tile("attend_in_tile", (h + 2 * hkv) * d / 2)?,
                 attended: tile("add_product_tile", width / 2)?,
                 gate_up: tile("gate_up_tile", m)?,
