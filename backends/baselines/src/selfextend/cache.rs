@@ -1,6 +1,7 @@
 //! Attention at two resolutions.
 
 use candle_core::{D, DType, Result, Tensor};
+use e2llm_kernels::Mask;
 use e2llm_lm::{Heads, KvCache, Memory, Rope};
 
 /// Keys, not rotated, and values of all positions; see the module.
@@ -49,6 +50,13 @@ impl Memory for SelfExtendCache {
         let (k, v) = self.cache.append(layer, &heads.k, &heads.v)?;
         let (n, near) = (offset + t, self.neighbours);
         let dtype = if k.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        if n <= near {
+            // nothing is far from anything yet
+            let (cos, sin) = rope.tables(0, n, n)?;
+            let q = e2llm_kernels::rope(&heads.q, &cos.narrow(0, offset, t)?, &sin.narrow(0, offset, t)?)?;
+            let k = e2llm_kernels::rope(&k, &cos, &sin)?;
+            return e2llm_kernels::attention(&q, &k, &v, Mask::Causal { offset }, heads.scale()?);
+        }
 
         let shift = near - near / self.group;
         let far = |i: usize| (i / self.group) as u32;
