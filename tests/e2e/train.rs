@@ -74,7 +74,7 @@ fn trained_decoders_are_resumed_and_answer() {
         let trained = if name == "longlora" { 512 + 259 * 32 + 5 * 32 } else { 512 };
         assert!(manifest.contains(&format!("trained_parameters = {trained}")), "{manifest}");
         let info = bench(&["model", "info", arg(&model)]).code(0).stdout();
-        assert!(info.contains("512 in decoder LoRA"), "{info}");
+        assert!(info.contains("512 in decoder LoRA") && info.contains("window       2048"), "{info}");
         assert_eq!(info.contains("8288 in embeddings") && info.contains("160 in norms"), name == "longlora");
     }
     let base = root.join("decoder");

@@ -271,7 +271,7 @@ fn trained_parts(
     if !asked {
         return Ok((None, None));
     }
-    if TunedDecoder::is_at(lora) && TunedDecoder::read(lora)?.rope.is_some() {
+    if TunedDecoder::is_at(lora) && TunedDecoder::settings(lora)?.1.is_some() {
         let what = format!("{} was trained in a stretched window: give it as --model", lora.display());
         return Err(bad_option("lora", &what));
     }

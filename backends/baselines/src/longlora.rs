@@ -36,7 +36,7 @@ pub fn spec() -> BackendSpec {
 /// Refuses a model that another method trained, or none.
 fn check(context: &BuildContext) -> Result<(), BackendError> {
     let folder = context.model.checkpoint.as_deref().filter(|folder| TunedDecoder::is_at(folder));
-    let method = folder.map(TunedDecoder::read).transpose()?.map(|tuned| tuned.method);
+    let method = folder.map(TunedDecoder::settings).transpose()?.map(|(method, _)| method);
     if method.as_deref() == Some(NAME) {
         return Ok(());
     }

@@ -65,7 +65,7 @@ struct Stretched(Option<Stretch>);
 impl Stretched {
     fn new(context: &BuildContext) -> Result<Self, BackendError> {
         let tuned = context.model.checkpoint.as_deref().filter(|folder| TunedDecoder::is_at(folder));
-        let own = tuned.map(TunedDecoder::read).transpose()?.and_then(|tuned| tuned.rope);
+        let own = tuned.map(TunedDecoder::settings).transpose()?.and_then(|(_, rope)| rope);
         if own.is_none() {
             return Ok(Self(Some(stretch(&context.options)?)));
         }

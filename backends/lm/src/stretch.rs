@@ -113,19 +113,24 @@ impl Stretch {
         })
     }
 
+    /// Positions of a decoder whose own are `window`.
+    pub fn window(&self, window: usize) -> usize {
+        (self.original_window.unwrap_or(window) as f64 * self.factor) as usize
+    }
+
     /// Stretches a decoder's window, and returns what whoever uses it should know.
     ///
     /// # Errors
     /// A setting out of range.
     pub fn apply(&self, config: &mut LlamaConfig) -> Result<Vec<String>, StretchError> {
-        let window = self.original_window.unwrap_or(config.max_position_embeddings);
-        let scaling = self.rope_scaling(window)?;
+        let own = config.max_position_embeddings;
+        let scaling = self.rope_scaling(self.original_window.unwrap_or(own))?;
         let mut warnings = Vec::new();
         if config.rope_scaling != RopeScaling::None {
             warnings.push(format!("the decoder's own rotary scaling is replaced by `{}`", self.scaling));
         }
         config.rope_scaling = scaling;
-        config.max_position_embeddings = (window as f64 * self.factor) as usize;
+        config.max_position_embeddings = self.window(own);
         Ok(warnings)
     }
 }

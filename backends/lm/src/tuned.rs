@@ -42,17 +42,26 @@ impl TunedDecoder {
         folder.join(Self::CONFIG).is_file()
     }
 
-    /// Reads a folder, without the base model.
+    /// The method of a folder, and how its positions are stretched.
     ///
     /// # Errors
-    /// Files that are missing, damaged or of a later format.
-    pub fn read(folder: &Path) -> Result<Self> {
+    /// A file that is missing, damaged or of a later format.
+    pub fn settings(folder: &Path) -> Result<(String, Option<Stretch>)> {
         let path = folder.join(Self::CONFIG);
         let file: File = read_json(&path)?;
         if file.format != FORMAT {
             return Err(LmError::file(&path, format!("format {}, expected {FORMAT}", file.format)));
         }
-        Ok(Self { method: file.method, rope: file.rope, adapter: PeftAdapter::read(folder)? })
+        Ok((file.method, file.rope))
+    }
+
+    /// Reads a folder, without the base model.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged or of a later format.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let (method, rope) = Self::settings(folder)?;
+        Ok(Self { method, rope, adapter: PeftAdapter::read(folder)? })
     }
 
     /// Writes a folder, which must exist, without the base model, which is called `base`.

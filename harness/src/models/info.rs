@@ -5,7 +5,7 @@ use super::error::ModelError;
 use super::fetch::Fetcher;
 use super::resolve::{Found, METHODS, file_names, found_at, read_config};
 use super::verify::FileState;
-use e2llm_lm::{TensorInfo, Weights};
+use e2llm_lm::{TensorInfo, TunedDecoder, Weights};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -163,6 +163,11 @@ impl Fetcher {
                 .into_iter()
                 .collect();
             info.sum_parts();
+            let invalid = |e: e2llm_lm::LmError| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
+            let (_, rope) = TunedDecoder::settings(root).map_err(|e| read(invalid(e)))?;
+            if let (Some(rope), Some(window)) = (rope, info.window) {
+                info.window = Some(rope.window(window as usize) as u64);
+            }
         } else if found == Found::Checkpoint {
             info.trained = Some(METHODS.iter().any(|method| Weights::exist(root, method)));
             for kind in [Kind::Encoder, Kind::Decoder] {

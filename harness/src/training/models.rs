@@ -3,6 +3,7 @@
 use crate::failure::{Failure, Result};
 use crate::models::{Fetcher, weights_sha256};
 use e2llm_backend::ModelFiles;
+use e2llm_lm::TunedDecoder;
 use e2llm_train::{BaseSource, TrainError};
 use std::path::PathBuf;
 
@@ -16,8 +17,12 @@ pub fn base(
     what: &str,
     part: fn(ModelFiles) -> Option<PathBuf>,
 ) -> Result<BaseSource> {
-    let path =
-        part(fetcher.resolve(name)?).ok_or_else(|| Failure::usage(format!("`{name}` is no {what}")))?;
+    let files = fetcher.resolve(name)?;
+    if files.checkpoint.as_deref().is_some_and(TunedDecoder::is_at) {
+        return Err(Failure::usage(format!("`{name}` was trained and is no base model"))
+            .help("name its base model as model.decoder, and the folder as model.start"));
+    }
+    let path = part(files).ok_or_else(|| Failure::usage(format!("`{name}` is no {what}")))?;
     let sha256 = weights_sha256(&path).map_err(|e| Failure::io("read", &path, &e))?.unwrap_or_default();
     let known = fetcher.catalogue().get(name).is_ok();
     // A checkpoint is looked at from elsewhere: a relative path would lead nowhere.

@@ -12,7 +12,9 @@ use crate::config::{Method, ModelConfig, TrainConfig};
 use crate::{BaseSource, Batch, Item, Objective, Part, Result, Split, TrainError, Trainable};
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm::{E2llmConfig, PromptIds, PromptStyle, initial_tensors};
-use e2llm_lm::{DecoderFiles, Llama, LoraConfig, LoraSource, Params, PeftAdapter, Tokenizer, TunedDecoder};
+use e2llm_lm::{
+    DecoderFiles, Llama, LoraConfig, LoraSource, Params, PeftAdapter, Stretch, Tokenizer, TunedDecoder,
+};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -49,7 +51,8 @@ impl SftTask {
     pub fn open(sources: &Sources, config: &TrainConfig, device: &Device) -> Result<Self> {
         let data = Data::open(&config.data)?;
         let mut files = DecoderFiles::open(&sources.decoder.path)?;
-        let settings = config.model.clone();
+        let mut settings = config.model.clone();
+        settings.rope = rope(&settings)?;
         let mut warnings = Vec::new();
         if let Some(rope) = &settings.rope {
             let stretched = rope.apply(&mut files.config);
@@ -60,8 +63,7 @@ impl SftTask {
             _ => Vec::new(),
         };
         let (lora, tensors) = start(config, &files, &modules)?;
-        let named = tensors.into_iter().map(|(n, t)| (format!("{PREFIX}{n}"), t)).collect();
-        let mut params = Params::new(named, device, DType::F32, true);
+        let mut params = Params::new(tensors, device, DType::F32, true);
         let source = LoraSource { config: &lora, params: &mut params, prefix: PREFIX };
         let mut decoder =
             Llama::load(&files.config, &files.weights, Some(source), device, precision(config)?)?;
@@ -113,6 +115,11 @@ impl SftTask {
     /// What whoever trains it should know.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// How positions are stretched.
+    pub fn stretch(&self) -> Option<&Stretch> {
+        self.settings.rope.as_ref()
     }
 
     fn around(&self, instruction: &str) -> Result<PromptIds> {
@@ -204,6 +211,19 @@ impl Trainable for SftTask {
     }
 }
 
+/// How positions are stretched: as `model.start` has them where that is a decoder of a stretched window.
+fn rope(settings: &ModelConfig) -> Result<Option<Stretch>> {
+    let tuned = settings.start.as_deref().filter(|folder| TunedDecoder::is_at(folder));
+    let before = tuned.map(TunedDecoder::settings).transpose()?.and_then(|(_, rope)| rope);
+    match (before, &settings.rope) {
+        (Some(before), Some(asked)) if before != *asked => Err(TrainError::Config(format!(
+            "[model.rope]: model.start was trained with another stretch, {} by {}",
+            before.scaling, before.factor
+        ))),
+        (before, asked) => Ok(before.or_else(|| asked.clone())),
+    }
+}
+
 /// What is trained, with its start values: those of `model.start`, or LoRA that changes nothing and the modules as the base
 /// model has them.
 fn start(
@@ -213,10 +233,10 @@ fn start(
 ) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
     let Some(folder) = &config.model.start else {
         let lora = config.model.decoder_lora.clone();
-        let mut tensors = initial_tensors(&files.config.lora_tensors(&lora, ""), config.seed)?;
+        let mut tensors = initial_tensors(&files.config.lora_tensors(&lora, PREFIX), config.seed)?;
         for spec in files.config.module_tensors(modules, "") {
             let tensor = files.weights.load(&spec.name, DType::F32, &Device::Cpu)?;
-            tensors.insert(spec.name, tensor);
+            tensors.insert(format!("{PREFIX}{}", spec.name), tensor);
         }
         return Ok((lora, tensors));
     };
@@ -224,5 +244,5 @@ fn start(
     let specs = PeftAdapter::specs(&files.config, &lora, modules);
     let params = Params::new(tensors.clone(), &Device::Cpu, DType::F32, false);
     params.check(&specs).map_err(|problems| e2llm_lm::LmError::Tensors { path: folder.clone(), problems })?;
-    Ok((lora, tensors))
+    Ok((lora, tensors.into_iter().map(|(n, t)| (format!("{PREFIX}{n}"), t)).collect()))
 }

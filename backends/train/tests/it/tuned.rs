@@ -73,6 +73,12 @@ fn longlora_learns_goes_on_where_it_was_and_leaves_a_model() {
     let again = open(root, &config);
     let before = open(root, &settings(root, Method::Longlora, "linear", 1));
     assert_eq!(again.vars().keys().collect::<Vec<_>>(), before.vars().keys().collect::<Vec<_>>());
+    let asked = config.model.rope.take();
+    assert_eq!(open(root, &config).stretch(), asked.as_ref(), "a start brings its stretch along");
+    config.model.rope = Some(Stretch { factor: 4.0, ..Stretch::default() });
+    let error = SftTask::open(&sources(root), &config, &Device::Cpu).err().unwrap().to_string();
+    assert!(error.contains("linear by 2"), "{error}");
+    config.model.rope = asked;
     config.model.method = Method::SftTruncate;
     let error = SftTask::open(&sources(root), &config, &Device::Cpu).err().unwrap().to_string();
     assert!(error.contains("model.embed_tokens.weight"), "{error}");
