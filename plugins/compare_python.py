@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Compares the metric plugins with the Python packages whose numbers are published.
 
-    pip install rouge-score==0.1.2 rouge==1.0.1 zstandard
+    pip install rouge-score==0.1.2 rouge==1.0.1 rapidfuzz==3.14.6 fuzzywuzzy==0.18.0 zstandard
     python3 plugins/compare_python.py DATA --bench target/release/e2llm-bench
 
 Pairs are made from the answers of all records under DATA (`*.jsonl`, `*.jsonl.zst`), used as predictions of each
 other, and from Unicode and empty cases. Each pair is scored by `e2llm-bench metric NAME --input FILE` and by
-rouge-score, rouge, and the definitions of SQuAD, TriviaQA, RULER and LongBench v2 written out below. Prints the greatest
-difference of every metric; exits with 1 if one is above 1e-9. Not among them: `rougeLsum@sentences` (sentences by UAX 29)
+rouge-score, rouge, rapidfuzz, fuzzywuzzy (without python-Levenshtein), and the definitions of SQuAD, TriviaQA, RULER and
+LongBench written out below. Prints the greatest difference of every metric; exits with 1 if one is above 1e-9. Not among them: `rougeLsum@sentences` (sentences by UAX 29)
 and `accuracy@lenient` (this project's own reading), which have no Python counterpart.
 """
 
@@ -130,6 +130,52 @@ def choice_scores(response, gold):
     return {"accuracy@official": right, "accuracy@compensated": 0.25 if letter is None else right, "n_null": float(letter is None)}
 
 
+def code_scores(prediction, references):
+    from fuzzywuzzy import fuzz as fuzzywuzzy
+    from rapidfuzz import fuzz as rapidfuzz
+
+    lines = prediction.lstrip("\n").split("\n")
+    line = next((l for l in lines if not any(mark in l for mark in ("`", "#", "//"))), "")
+    ratio = lambda fuzz: max(fuzz.ratio(line, r) / 100 for r in references)
+    compat = ratio(fuzzywuzzy)
+    return {"code_sim_score": ratio(rapidfuzz), "code_sim_score@compat": compat, "longbench_score": compat}
+
+
+def label_scores(prediction, gold, classes):
+    named = [c for c in classes if c in prediction]
+    share = lambda left: 1 / len(left) if gold in left else 0.0
+    clean = share([c for c in named if c == gold or c not in gold])
+    for c in named:  # the list loses members while it is walked over, as in the script
+        if c in gold and c != gold:
+            named.remove(c)
+    return {"classification_score": clean, "classification_score@compat": share(named), "longbench_score": share(named)}
+
+
+def number_scores(name, prediction, gold):
+    numbers = re.findall(r"\d+", prediction)
+    value = sum(n == gold for n in numbers) / len(numbers) if numbers else 0.0
+    return {name: value, "longbench_score": value}
+
+
+def longbench_samples(pairs, code, rng):
+    """Samples of the data sets whose scores are no others' too, with their values: `code` is that of the pairs as code."""
+    for (prediction, references), scores in zip(pairs, code):
+        meta = {"dataset": rng.choice(["lcc", "repobench-p"])}
+        yield {"prediction": prediction, "references": references, "meta": meta}, scores
+    words = [w for _, references in pairs for w in references[0].split()[:3]]
+    for _ in range(2000):
+        classes = [" ".join(rng.choices(words, k=rng.choice([1, 1, 2]))) for _ in range(4)]
+        classes = list(dict.fromkeys(classes + [c.split(" ")[0] for c in classes[:2]]))
+        gold, prediction = rng.choice(classes), rng.choice([" or ", "\n", ""]).join(rng.choices(classes, k=rng.randrange(4)))
+        sample = {"prediction": prediction, "references": [gold], "meta": {"dataset": "trec", "all_classes": classes}}
+        yield sample, label_scores(prediction, gold, classes)
+        gold = str(rng.randrange(30))
+        prediction = " ".join(rng.choice(["Paragraph", "", "no.", "٣", "x"]) + str(rng.randrange(30)) for _ in range(rng.randrange(4)))
+        sample = {"prediction": prediction, "references": [f"Paragraph {gold}"], "meta": {"dataset": "passage_retrieval_en"}}
+        yield sample, number_scores("retrieval_score", prediction, gold)
+        yield {**sample, "references": [gold], "meta": {"dataset": "passage_count"}}, number_scores("count_score", prediction, gold)
+
+
 def scorers():
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -205,11 +251,21 @@ def main():
     args = parser.parse_args()
     bench = args.bench.split()
 
+    import difflib
+    import warnings
+
+    warnings.simplefilter("ignore")  # fuzzywuzzy tells that it does without python-Levenshtein
+    import fuzzywuzzy.fuzz
+
+    if fuzzywuzzy.fuzz.SequenceMatcher is not difflib.SequenceMatcher:
+        sys.exit("python-Levenshtein is installed: fuzzywuzzy then computes another ratio")
+
     pairs = build_pairs(args.data, args.per_file, args.max_words, args.seed)
     plain = [{"prediction": p, "references": r} for p, r in pairs]
     worst = {}
     with multiprocessing.Pool() as pool:
         reference = pool.map(rouge_scores, pairs, chunksize=8)
+        code = pool.starmap(code_scores, pairs, chunksize=8)
     compare("rouge", plain, reference, ours(bench, "rouge", plain), worst)
     compare("qa", plain, [qa_scores(p, r) for p, r in pairs], ours(bench, "qa", plain), worst)
     needle = [{**needle_scores(p, r), "needle_rouge": best["rouge1+stem"]} for (p, r), best in zip(pairs, reference)]
@@ -235,7 +291,10 @@ def main():
         expected.append({**choice_scores(response, gold), "em@scrolls": float(right)})
     compare("choice", samples, expected, ours(bench, "choice", samples), worst)
 
-    print(f"{len(pairs)} pairs, {len(samples)} choices")
+    labelled, expected = zip(*longbench_samples(pairs, code, rng))
+    compare("longbench", labelled, expected, ours(bench, "longbench", labelled), worst)
+
+    print(f"{len(pairs)} pairs, {len(samples)} choices, {len(labelled)} of LongBench")
     for name, (difference, sample) in worst.items():
         print(f"{name:24} {difference:.3e}")
         if not difference <= TOLERANCE:

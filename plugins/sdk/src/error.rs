@@ -75,6 +75,11 @@ impl Error {
         Self::new(ErrorCode::BadRequest, message)
     }
 
+    /// An option of a task that makes no sense.
+    pub fn option(name: &str, what: impl fmt::Display) -> Self {
+        Self::bad_request(format!("task option `{name}`: {what}"))
+    }
+
     /// A file that could not be read.
     pub fn io(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Io, message)

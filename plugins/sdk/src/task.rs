@@ -118,6 +118,13 @@ pub struct OptionInfo {
     pub help: String,
 }
 
+impl OptionInfo {
+    /// An option.
+    pub fn new(name: &str, default: &str, help: impl Into<String>) -> Self {
+        Self { name: name.into(), default: default.into(), help: help.into() }
+    }
+}
+
 /// What a task says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskInfo {

@@ -81,7 +81,7 @@ impl Task for NarrativeQa {
             None | Some("summary") => Setting::Summary,
             Some("story") => Setting::Story,
             Some(other) => {
-                return Err(Error::bad_request(format!("task option `setting`: no setting `{other}`"))
+                return Err(Error::option("setting", format!("no setting `{other}`"))
                     .with_help("it is `summary` or `story`"));
             }
         };

@@ -4,7 +4,7 @@ use crate::Niah;
 use crate::fit::{Fitted, fit, usable, wanted};
 use crate::needle::Needle;
 use crate::settings::Cell;
-use e2llm_plugin::haystack::{Haystack, Measure, Rng, Unit, text_files};
+use e2llm_plugin::haystack::{Haystack, Measure, Rng, Unit, asked_files, text_files};
 use e2llm_plugin::record::context_group;
 use e2llm_plugin::{Error, ErrorCode, Example, Examples, LogLevel, Result, Source};
 use serde_json::{Map, Value, json};
@@ -40,20 +40,15 @@ pub(crate) fn open(task: &Niah, source: &Source) -> Result<Examples> {
 
 /// Files of the haystack; none for the built-in prose.
 fn files(task: &Niah, source: &Source) -> Result<Vec<PathBuf>> {
-    let (folder, asked) = match (&task.settings.haystack, &source.folder) {
-        (Some(folder), _) => (folder, true),
-        (None, Some(folder)) => (folder, false),
+    let folder = match (&task.settings.haystack, &source.folder) {
+        (Some(asked), _) => return asked_files(asked),
+        (None, Some(folder)) => folder,
         (None, None) => return Ok(Vec::new()),
     };
     if !folder.is_dir() {
-        let what = if asked { "haystack" } else { "data" };
-        return Err(Error::io(format!("no {what} folder {}", folder.display()))
-            .with_help("a haystack is a folder of .txt files; without one, built-in prose is used"));
+        return Err(Error::io(format!("no data folder {}", folder.display())));
     }
     let files = text_files(folder)?;
-    if files.is_empty() && asked {
-        return Err(Error::io(format!("haystack folder {} has no .txt file", folder.display())));
-    }
     if files.is_empty() {
         let note = format!("{} has no .txt file: the haystack is built-in prose", folder.display());
         task.host.log(LogLevel::Info, &note);

@@ -12,16 +12,13 @@ mod records;
 mod settings;
 
 use crate::settings::Settings;
-use e2llm_plugin::haystack::{Counter, tokenizer};
+use e2llm_plugin::haystack::{Counter, GENERATED, is_generated};
 use e2llm_plugin::source::{PLAIN, examples};
 use e2llm_plugin::text::ruler_clean;
 use e2llm_plugin::{
     Error, Example, Examples, FileFormat, Host, Prediction, Prompt, Result, Source, Task, TaskInfo,
     TaskOptions,
 };
-use std::sync::Arc;
-
-const GENERATED: &str = "generated";
 
 const TEMPLATE: &str =
     "Read this text. A question about one of its details follows.\n\n{context}\n\n{instruction}";
@@ -31,17 +28,11 @@ const ONE_ANSWER: usize = 64;
 const MAX_NEW_TOKENS: usize = 128;
 
 /// The task.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Niah {
     settings: Settings,
     host: Host,
     counter: Counter,
-}
-
-impl Default for Niah {
-    fn default() -> Self {
-        Self { settings: Settings::default(), host: Host::default(), counter: Arc::new(|_| None) }
-    }
 }
 
 e2llm_plugin::export_task! {
@@ -79,13 +70,12 @@ impl Task for Niah {
     fn configure(&mut self, options: &TaskOptions, host: Host) -> Result<()> {
         self.settings = Settings::read(options)?;
         self.host = host;
-        self.counter = tokenizer(host);
+        self.counter = Counter::of(host);
         Ok(())
     }
 
     fn open(&self, source: &Source) -> Result<Examples> {
-        let generated = source.is_split(GENERATED) || (source.folder.is_none() && source.is_split("sample"));
-        if generated {
+        if is_generated(source) {
             return grid::open(self, source);
         }
         if source.folder.is_none() {

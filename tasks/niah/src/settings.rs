@@ -1,7 +1,7 @@
 //! The options, and the grid they span.
 
 use crate::needle::{Custom, Kind};
-use e2llm_plugin::haystack::Unit;
+use e2llm_plugin::haystack::{self, Unit};
 use e2llm_plugin::{Error, OptionInfo, Result, TaskOptions};
 use std::path::PathBuf;
 
@@ -67,21 +67,19 @@ pub(crate) fn options() -> Vec<OptionInfo> {
         ("depths", "0,25,50,75,100", "depths of the first needle in percent of the text (sample: 0,50,100)"),
         ("needles", "1", "needles per text; those after the first divide the rest of it evenly"),
         ("repeats", "1", "samples per length and depth, each with its own draws"),
-        ("haystack", "", "folder of .txt files; else those of the data folder, else built-in prose"),
         ("buffer", "200", "part of the length that is kept free for question and answer"),
         ("kind", "number", "`number` (seven digits) or `city` (an activity)"),
         ("needle", "", "your own needle; {key} and {value} in it are drawn"),
         ("question", "", "the question for your own needle; may name {key}"),
         ("answer", "", "the answer in your own needle, where it has no {value}"),
     ]
-    .map(|(name, default, help)| OptionInfo { name: name.into(), default: default.into(), help: help.into() })
+    .map(|(name, default, help)| OptionInfo::new(name, default, help))
     .into_iter()
-    .chain([Unit::option()])
+    .chain([
+        haystack::folder_option("folder of .txt files; else those of the data folder, else built-in prose"),
+        Unit::option(),
+    ])
     .collect()
-}
-
-fn wrong(option: &str, what: impl std::fmt::Display) -> Error {
-    Error::bad_request(format!("task option `{option}`: {what}"))
 }
 
 impl Settings {
@@ -97,7 +95,7 @@ impl Settings {
             depths: options.list("depths")?,
             needles: options.parse("needles")?.unwrap_or(defaults.needles),
             repeats: options.parse("repeats")?.unwrap_or(defaults.repeats),
-            haystack: options.text("haystack").filter(|s| !s.is_empty()).map(Into::into),
+            haystack: haystack::folder(options),
             buffer: options.parse("buffer")?.unwrap_or(defaults.buffer),
             unit: Unit::read(options)?,
             kind: kind(options)?,
@@ -110,13 +108,13 @@ impl Settings {
         let bounds = [("needles", self.needles as u64, 64), ("repeats", self.repeats, 10_000)];
         for (name, value, most) in bounds {
             if !(1..=most).contains(&value) {
-                return Err(wrong(name, format!("{value} is not between 1 and {most}")));
+                return Err(Error::option(name, format!("{value} is not between 1 and {most}")));
             }
         }
         if let Some(lengths) = &self.lengths {
             distinct("lengths", lengths)?;
             if let Some(short) = lengths.iter().find(|l| **l <= self.buffer) {
-                return Err(wrong(
+                return Err(Error::option(
                     "lengths",
                     format!("{short} leaves nothing after the buffer of {}", self.buffer),
                 ));
@@ -125,12 +123,12 @@ impl Settings {
         if let Some(depths) = &self.depths {
             distinct("depths", depths)?;
             if let Some(odd) = depths.iter().find(|d| !(0.0..=100.0).contains(*d)) {
-                return Err(wrong("depths", format!("{odd} is not between 0 and 100 percent")));
+                return Err(Error::option("depths", format!("{odd} is not between 0 and 100 percent")));
             }
         }
         let Kind::Custom(custom) = &self.kind else { return Ok(()) };
         if self.needles > 1 && !custom.sentence.contains("{value}") {
-            return Err(wrong("needles", "several needles of one wording need {value} in it"));
+            return Err(Error::option("needles", "several needles of one wording need {value} in it"));
         }
         Ok(())
     }
@@ -144,7 +142,10 @@ impl Settings {
         let lengths = self.lengths.as_deref().unwrap_or(lengths);
         let depths = self.depths.as_deref().unwrap_or(depths);
         if let Some(short) = lengths.iter().find(|l| **l <= self.buffer) {
-            return Err(wrong("buffer", format!("{} leaves nothing of a length of {short}", self.buffer)));
+            return Err(Error::option(
+                "buffer",
+                format!("{} leaves nothing of a length of {short}", self.buffer),
+            ));
         }
         let at = |length: u64| {
             depths
@@ -157,37 +158,37 @@ impl Settings {
 
 fn distinct<T: PartialEq + std::fmt::Display>(option: &str, items: &[T]) -> Result<()> {
     if items.is_empty() {
-        return Err(wrong(option, "the list is empty"));
+        return Err(Error::option(option, "the list is empty"));
     }
     let twice = items.iter().enumerate().find(|(i, item)| items[..*i].contains(item));
-    twice.map_or(Ok(()), |(_, item)| Err(wrong(option, format!("{item} is there twice"))))
+    twice.map_or(Ok(()), |(_, item)| Err(Error::option(option, format!("{item} is there twice"))))
 }
 
 fn kind(options: &TaskOptions) -> Result<Kind> {
     let own = |name: &str| options.text(name).filter(|s| !s.trim().is_empty());
     let Some(sentence) = own("needle") else {
         if let Some(name) = ["question", "answer"].into_iter().find(|n| own(n).is_some()) {
-            return Err(wrong(name, "it belongs to a needle of your own, option `needle`"));
+            return Err(Error::option(name, "it belongs to a needle of your own, option `needle`"));
         }
         return match options.text("kind").as_deref() {
             None | Some("number") => Ok(Kind::Number),
             Some("city") => Ok(Kind::City),
-            Some(other) => Err(wrong("kind", format!("`{other}` is none of number, city"))),
+            Some(other) => Err(Error::option("kind", format!("`{other}` is none of number, city"))),
         };
     };
     let Some(question) = own("question") else {
-        return Err(wrong("needle", "a needle of your own needs a `question`"));
+        return Err(Error::option("needle", "a needle of your own needs a `question`"));
     };
     let answer = own("answer");
     match &answer {
         None if !sentence.contains("{value}") => {
-            return Err(wrong("needle", "without {value} in it, it needs an `answer`"));
+            return Err(Error::option("needle", "without {value} in it, it needs an `answer`"));
         }
         Some(_) if sentence.contains("{value}") => {
-            return Err(wrong("answer", "the needle has {value}, which is the answer"));
+            return Err(Error::option("answer", "the needle has {value}, which is the answer"));
         }
         Some(answer) if !sentence.to_lowercase().contains(&answer.to_lowercase()) => {
-            return Err(wrong("answer", format!("`{answer}` is not in the needle")));
+            return Err(Error::option("answer", format!("`{answer}` is not in the needle")));
         }
         _ => {}
     }

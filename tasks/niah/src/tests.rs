@@ -82,7 +82,7 @@ fn every_cell_keeps_its_length_and_depth() {
                 ("needles", json!(needles)),
                 ("repeats", json!(2)),
             ]);
-            task.counter = Arc::new(tokens);
+            task.counter = Counter::new(tokens);
             let wanted = if unit == "words" { Unit::Words } else { Unit::Tokens };
             let measure = Measure::new(Some(wanted), task.counter.clone()).unwrap();
             let all = read(&task, &generated(None, 11));
@@ -111,7 +111,7 @@ fn depth_zero_begins_and_depth_hundred_ends_with_the_needle() {
     }
     // the sample is the same text whatever tokenizer the backend has
     let mut other = task(&[]);
-    other.counter = Arc::new(tokens);
+    other.counter = Counter::new(tokens);
     assert_eq!(read(&other, &Source::sample()), all);
 }
 
@@ -146,14 +146,14 @@ fn cells_depend_on_nothing_but_themselves() {
 #[test]
 fn units_are_never_mixed() {
     let mut counted = task(&[("lengths", json!([1000]))]);
-    counted.counter = Arc::new(tokens);
+    counted.counter = Counter::new(tokens);
     assert_eq!(read(&counted, &generated(None, 0))[0].meta["length_unit"], "tokens");
     let uncounted = task(&[("lengths", json!([1000]))]);
     assert_eq!(read(&uncounted, &generated(None, 0))[0].meta["length_unit"], "words");
     let strict = task(&[("unit", "tokens".into())]);
     assert!(strict.open(&generated(None, 0)).err().unwrap().message.contains("no tokenizer"));
     // a tokenizer that fails later is an error, not another unit
-    counted.counter = Arc::new(|text: &str| text.is_empty().then_some(0));
+    counted.counter = Counter::new(|text: &str| text.is_empty().then_some(0));
     let first = counted.open(&generated(None, 0)).unwrap().next().unwrap();
     assert!(first.unwrap_err().message.contains("tokenizer failed"));
 }
@@ -335,7 +335,7 @@ fn real_essays_make_a_haystack_of_128k() {
         ("depths", json!([0, 40, 100])),
         ("kind", "city".into()),
     ]);
-    task.counter = Arc::new(tokens);
+    task.counter = Counter::new(tokens);
     let measure = Measure::new(None, task.counter.clone()).unwrap();
     let source = generated(Some(folder), 1);
     let all = read(&task, &source);
@@ -349,7 +349,7 @@ fn real_essays_make_a_haystack_of_128k() {
 #[test]
 fn built_in_prose_fills_128k() {
     let mut task = task(&[("lengths", json!([131_072])), ("depths", json!([50])), ("needles", json!(8))]);
-    task.counter = Arc::new(tokens);
+    task.counter = Counter::new(tokens);
     let measure = Measure::new(None, task.counter.clone()).unwrap();
     check(&read(&task, &generated(None, 1))[0], &measure, 200, 90);
 }

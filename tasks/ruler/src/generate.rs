@@ -7,7 +7,7 @@ use crate::fit::greatest;
 use crate::made::Made;
 use crate::needles::Needles;
 use crate::subtasks::{Hay, SAMPLE, SUBTASKS, Subtask, What, subtask};
-use e2llm_plugin::haystack::{Haystack, Measure, Rng, Unit, text_files};
+use e2llm_plugin::haystack::{Haystack, Measure, Rng, Unit, asked_files};
 use e2llm_plugin::record::context_group;
 use e2llm_plugin::{Error, ErrorCode, Example, Examples, LogLevel, Result, Source};
 use serde_json::{Map, Value};
@@ -97,13 +97,7 @@ fn essay(ruler: &Ruler, source: &Source, length: u64, measure: &Measure) -> Resu
     let length = length + length / 7 + 64;
     match &ruler.settings.haystack {
         None => Haystack::told(source.seed, length, measure),
-        Some(folder) => {
-            let files = if folder.is_dir() { text_files(folder)? } else { Vec::new() };
-            if files.is_empty() {
-                return Err(Error::io(format!("haystack folder {} has no .txt file", folder.display())));
-            }
-            Haystack::read(&files, length, measure, source, ruler.host)
-        }
+        Some(folder) => Haystack::read(&asked_files(folder)?, length, measure, source, ruler.host),
     }
 }
 

@@ -16,28 +16,19 @@ mod subtasks;
 mod words;
 
 use crate::settings::Settings;
-use e2llm_plugin::haystack::{Counter, tokenizer};
+use e2llm_plugin::haystack::{Counter, GENERATED, is_generated};
 use e2llm_plugin::text::ruler_clean;
 use e2llm_plugin::{
     Error, Example, Examples, FileFormat, Host, Prediction, Prompt, Result, Source, Task, TaskInfo,
     TaskOptions,
 };
-use std::sync::Arc;
-
-const GENERATED: &str = "generated";
 
 /// The task.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Ruler {
     settings: Settings,
     host: Host,
     counter: Counter,
-}
-
-impl Default for Ruler {
-    fn default() -> Self {
-        Self { settings: Settings::default(), host: Host::default(), counter: Arc::new(|_| None) }
-    }
 }
 
 e2llm_plugin::export_task! {
@@ -76,12 +67,12 @@ impl Task for Ruler {
     fn configure(&mut self, options: &TaskOptions, host: Host) -> Result<()> {
         self.settings = Settings::read(options)?;
         self.host = host;
-        self.counter = tokenizer(host);
+        self.counter = Counter::of(host);
         Ok(())
     }
 
     fn open(&self, source: &Source) -> Result<Examples> {
-        if source.is_split(GENERATED) || (source.folder.is_none() && source.is_split("sample")) {
+        if is_generated(source) {
             return generate::open(self, source);
         }
         Err(Error::bad_request(format!("RULER is generated; there is no split `{}`", source.split))

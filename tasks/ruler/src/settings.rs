@@ -1,7 +1,7 @@
 //! The options.
 
 use crate::subtasks::{SUBTASKS, Subtask, subtask};
-use e2llm_plugin::haystack::Unit;
+use e2llm_plugin::haystack::{self, Unit};
 use e2llm_plugin::{Error, OptionInfo, Result, TaskOptions};
 use std::path::PathBuf;
 
@@ -44,17 +44,15 @@ pub(crate) fn options() -> Vec<OptionInfo> {
             "lengths of the prompts with their answers, e.g. 4k,8k,16k,32k,64k,128k".to_owned(),
         ),
         ("samples", "20", "samples per task and length (RULER's own figures are of 500)".into()),
-        ("haystack", "", "folder of .txt files for tasks with connected text; else built-in prose".into()),
         ("reserve", "64", "part of the length that is kept free for the model's chat template".into()),
     ]
-    .map(|(name, default, help)| OptionInfo { name: name.into(), default: default.into(), help })
+    .map(|(name, default, help)| OptionInfo::new(name, default, help))
     .into_iter()
-    .chain([Unit::option()])
+    .chain([
+        haystack::folder_option("folder of .txt files for tasks with connected text; else built-in prose"),
+        Unit::option(),
+    ])
     .collect()
-}
-
-fn wrong(option: &str, what: impl std::fmt::Display) -> Error {
-    Error::bad_request(format!("task option `{option}`: {what}"))
 }
 
 impl Settings {
@@ -72,16 +70,16 @@ impl Settings {
                 None => defaults.lengths,
             },
             samples: options.parse("samples")?.unwrap_or(defaults.samples),
-            haystack: options.text("haystack").filter(|s| !s.is_empty()).map(Into::into),
+            haystack: haystack::folder(options),
             reserve: options.parse("reserve")?.unwrap_or(defaults.reserve),
             asked: ["tasks", "lengths", "samples", "haystack"].iter().any(|o| options.text(o).is_some()),
             unit: Unit::read(options)?,
         };
         if settings.lengths.is_empty() {
-            return Err(wrong("lengths", "the list is empty"));
+            return Err(Error::option("lengths", "the list is empty"));
         }
         if !(1..=10_000).contains(&settings.samples) {
-            return Err(wrong("samples", format!("{} is not between 1 and 10000", settings.samples)));
+            return Err(Error::option("samples", format!("{} is not between 1 and 10000", settings.samples)));
         }
         Ok(settings)
     }
@@ -91,7 +89,7 @@ fn tasks(options: &TaskOptions) -> Result<Option<Vec<Subtask>>> {
     let Some(names) = options.list::<String>("tasks")? else { return Ok(None) };
     let find = |name: &String| {
         subtask(name).ok_or_else(|| {
-            wrong("tasks", format!("RULER has no `{name}`"))
+            Error::option("tasks", format!("RULER has no `{name}`"))
                 .with_help(format!("they are: {}", SUBTASKS.map(|s| s.name).join(", ")))
         })
     };
@@ -102,7 +100,7 @@ fn tasks(options: &TaskOptions) -> Result<Option<Vec<Subtask>>> {
             found.push(task);
         }
     }
-    if found.is_empty() { Err(wrong("tasks", "the list is empty")) } else { Ok(Some(found)) }
+    if found.is_empty() { Err(Error::option("tasks", "the list is empty")) } else { Ok(Some(found)) }
 }
 
 /// A length; `k` stands for 1024.
@@ -115,7 +113,7 @@ fn length(text: &str) -> Result<u64> {
     number
         .and_then(|n| n.checked_mul(times))
         .filter(|n| *n > 0)
-        .ok_or_else(|| wrong("lengths", format!("`{text}` is no length such as 4096 or 4k")))
+        .ok_or_else(|| Error::option("lengths", format!("`{text}` is no length such as 4096 or 4k")))
 }
 
 #[cfg(test)]

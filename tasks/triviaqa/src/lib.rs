@@ -70,7 +70,7 @@ impl Task for TriviaQa {
         options.only(&self.info().options)?;
         if let Some(domain) = options.text("domain") {
             if !DOMAINS.contains(&domain.as_str()) {
-                return Err(Error::bad_request(format!("task option `domain`: no questions `{domain}`"))
+                return Err(Error::option("domain", format!("no questions `{domain}`"))
                     .with_help(format!("it is one of {}", DOMAINS.join(", "))));
             }
             self.domain = domain;

@@ -3,12 +3,26 @@
 use crate::{Error, Host, OptionInfo, Result, TaskOptions};
 use std::sync::Arc;
 
-/// Tokens of a text, where there is a tokenizer.
-pub type Counter = Arc<dyn Fn(&str) -> Option<u64> + Send + Sync>;
+/// Tokens of a text, where there is a tokenizer; by default there is none.
+#[derive(Clone, Default)]
+pub struct Counter(Option<Arc<Count>>);
 
-/// The tokenizer of the backend under test.
-pub fn tokenizer(host: Host) -> Counter {
-    Arc::new(move |text| host.count_tokens(text))
+type Count = dyn Fn(&str) -> Option<u64> + Send + Sync;
+
+impl Counter {
+    /// Counts with a function.
+    pub fn new(count: impl Fn(&str) -> Option<u64> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(count)))
+    }
+
+    /// The tokenizer of the backend under test.
+    pub fn of(host: Host) -> Self {
+        Self::new(move |text| host.count_tokens(text))
+    }
+
+    fn count(&self, text: &str) -> Option<u64> {
+        self.0.as_ref()?(text)
+    }
 }
 
 /// What lengths are counted in.
@@ -23,11 +37,8 @@ pub enum Unit {
 impl Unit {
     /// The option `unit` of a task whose texts have a length.
     pub fn option() -> OptionInfo {
-        OptionInfo {
-            name: "unit".into(),
-            default: "auto".into(),
-            help: "`tokens` of the backend, `words`, or `auto`: tokens where it has a tokenizer".into(),
-        }
+        let help = "`tokens` of the backend, `words`, or `auto`: tokens where it has a tokenizer";
+        OptionInfo::new("unit", "auto", help)
     }
 
     /// Reads the option; `None` for `auto`.
@@ -39,9 +50,7 @@ impl Unit {
             None | Some("auto") => Ok(None),
             Some("tokens") => Ok(Some(Self::Tokens)),
             Some("words") => Ok(Some(Self::Words)),
-            Some(other) => Err(Error::bad_request(format!(
-                "task option `unit`: `{other}` is none of auto, tokens, words"
-            ))),
+            Some(other) => Err(Error::option("unit", format!("`{other}` is none of auto, tokens, words"))),
         }
     }
 
@@ -69,13 +78,11 @@ impl Measure {
     /// # Errors
     /// Tokens asked for without a tokenizer.
     pub fn new(unit: Option<Unit>, counter: Counter) -> Result<Self> {
-        let overhead = if unit == Some(Unit::Words) { None } else { counter("") };
+        let overhead = if unit == Some(Unit::Words) { None } else { counter.count("") };
         let unit = unit.unwrap_or(if overhead.is_some() { Unit::Tokens } else { Unit::Words });
         if unit == Unit::Tokens && overhead.is_none() {
-            return Err(Error::bad_request(
-                "task option `unit`: this backend has no tokenizer to count tokens with",
-            )
-            .with_help("use unit=words, or a backend with a tokenizer"));
+            return Err(Error::option("unit", "this backend has no tokenizer to count tokens with")
+                .with_help("use unit=words, or a backend with a tokenizer"));
         }
         Ok(Self { unit, counter, overhead: overhead.unwrap_or(0) })
     }
@@ -92,7 +99,9 @@ impl Measure {
     pub fn whole(&self, text: &str) -> Result<u64> {
         match self.unit {
             Unit::Words => Ok(text.split_whitespace().count() as u64),
-            Unit::Tokens => (self.counter)(text)
+            Unit::Tokens => self
+                .counter
+                .count(text)
                 .ok_or_else(|| Error::plugin("the backend's tokenizer failed to count a text")),
         }
     }

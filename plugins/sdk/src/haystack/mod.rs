@@ -5,13 +5,51 @@ mod prose;
 mod rng;
 mod sentences;
 
-use crate::{Error, Host, LogLevel, Result, Source};
+use crate::{Error, Host, LogLevel, OptionInfo, Result, Source, TaskOptions};
 use prose::Prose;
 use std::path::{Path, PathBuf};
 
-pub use measure::{Counter, Measure, Unit, tokenizer};
+pub use measure::{Counter, Measure, Unit};
 pub use rng::Rng;
 pub use sentences::ends as sentence_ends;
+
+/// The split that is generated.
+pub const GENERATED: &str = "generated";
+
+const HAYSTACK: &str = "haystack";
+
+/// Whether a source is to be generated: by its split, or for want of a folder.
+pub fn is_generated(source: &Source) -> bool {
+    source.is_split(GENERATED) || (source.folder.is_none() && source.is_split("sample"))
+}
+
+/// The option `haystack` of a task with connected text.
+pub fn folder_option(help: &str) -> OptionInfo {
+    OptionInfo::new(HAYSTACK, "", help)
+}
+
+/// Reads it.
+pub fn folder(options: &TaskOptions) -> Option<PathBuf> {
+    options.text(HAYSTACK).filter(|s| !s.is_empty()).map(Into::into)
+}
+
+/// The files of a folder that the user names.
+///
+/// # Errors
+/// A folder that is missing or has none.
+pub fn asked_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let help = "a haystack is a folder of .txt files; without one, built-in prose is used";
+    if !folder.is_dir() {
+        return Err(Error::io(format!("no haystack folder {}", folder.display())).with_help(help));
+    }
+    let files = text_files(folder)?;
+    if files.is_empty() {
+        return Err(
+            Error::io(format!("haystack folder {} has no .txt file", folder.display())).with_help(help)
+        );
+    }
+    Ok(files)
+}
 
 /// A text of whole sentences.
 #[derive(Debug, Default)]
