@@ -209,12 +209,17 @@ unsafe impl Send for Instance {}
 unsafe impl Sync for Instance {}
 
 impl Instance {
+    /// Whether it has panicked.
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
     /// Calls a method; `None` is the end of a stream.
     ///
     /// # Errors
     /// The plugin's own error, or what is wrong with its reply.
     pub fn call<Q: Serialize, A: DeserializeOwned>(&self, method: &str, request: &Q) -> Result<Option<A>> {
-        if self.retired.load(Ordering::SeqCst) {
+        if self.is_retired() {
             return Err(Error::new(
                 ErrorCode::Panicked,
                 format!("plugin `{}` panicked before and is not called again", self.plugin.id()),
@@ -270,6 +275,8 @@ struct Renewable {
     host: Option<&'static E2Host>,
     options: Value,
     current: Mutex<Arc<Instance>>,
+    /// What a task's prompts may depend on.
+    opened: Mutex<Option<Source>>,
 }
 
 impl Renewable {
@@ -277,13 +284,19 @@ impl Renewable {
         let options = serde_json::to_value(options)
             .map_err(|e| Error::bad_request(format!("options cannot be written as JSON: {e}")))?;
         let current = Mutex::new(Arc::new(plugin.create(host, &options)?));
-        Ok(Arc::new(Self { plugin: *plugin, host, options, current }))
+        Ok(Arc::new(Self { plugin: *plugin, host, options, current, opened: Mutex::default() }))
     }
 
     fn instance(&self) -> Result<Arc<Instance>> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.retired.load(Ordering::SeqCst) {
-            *current = Arc::new(self.plugin.create(self.host, &self.options)?);
+        if current.is_retired() {
+            let fresh = self.plugin.create(self.host, &self.options)?;
+            let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(source) = &*opened {
+                let OpenReply { stream, .. } = fresh.answer("open", source)?;
+                fresh.call::<_, ()>("close", &CloseRequest { stream })?;
+            }
+            *current = Arc::new(fresh);
         }
         Ok(Arc::clone(&current))
     }
@@ -350,7 +363,16 @@ impl TaskClient {
             Served::Plugin(plugin) => {
                 let instance = plugin.instance()?;
                 let OpenReply { stream, files } = instance.answer("open", source)?;
-                let open = PluginStream { instance, stream, buffer: Vec::new(), done: false };
+                *plugin.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(source.clone());
+                let open = PluginStream {
+                    plugin: Arc::clone(plugin),
+                    source: source.clone(),
+                    instance,
+                    stream,
+                    fetched: 0,
+                    buffer: Vec::new(),
+                    done: false,
+                };
                 Ok(ExampleStream { files, origin: Origin::Plugin(open) })
             }
             Served::Host(task) => {
@@ -438,8 +460,12 @@ impl Iterator for ExampleStream {
 
 #[derive(Debug)]
 struct PluginStream {
+    plugin: Arc<Renewable>,
+    source: Source,
     instance: Arc<Instance>,
     stream: u64,
+    /// Examples that came so far.
+    fetched: usize,
     buffer: Vec<Example>, // reversed
     done: bool,
 }
@@ -447,18 +473,47 @@ struct PluginStream {
 impl PluginStream {
     fn next(&mut self) -> Option<Result<Example>> {
         if self.buffer.is_empty() && !self.done {
-            let request = NextRequest { stream: self.stream, max_examples: 64, max_bytes: 8 << 20 };
-            match self.instance.call::<_, NextReply>("next", &request) {
-                Ok(Some(reply)) => self.buffer = reply.examples.into_iter().rev().collect(),
-                Ok(None) => self.done = true,
-                Err(e) => {
-                    self.done = true;
-                    return Some(Err(e));
-                }
+            if let Err(e) = self.fetch() {
+                self.done = true;
+                return Some(Err(e));
             }
             self.done |= self.buffer.is_empty();
         }
         self.buffer.pop().map(Ok)
+    }
+
+    /// Fills the buffer; leaves it empty at the end.
+    fn fetch(&mut self) -> Result<()> {
+        // another call may have panicked meanwhile: the stream goes on where it was, from a fresh instance
+        if self.instance.is_retired() {
+            self.instance = self.plugin.instance()?;
+            let OpenReply { stream, .. } = self.instance.answer("open", &self.source)?;
+            self.stream = stream;
+            let mut missing = self.fetched;
+            while missing > 0 {
+                let mut batch = self.batch()?;
+                if batch.is_empty() {
+                    return Err(Error::plugin("its examples are fewer than they were"));
+                }
+                let passed = missing.min(batch.len());
+                missing -= passed;
+                self.buffer = batch.drain(passed..).rev().collect();
+            }
+            if !self.buffer.is_empty() {
+                self.fetched += self.buffer.len();
+                return Ok(());
+            }
+        }
+        let batch = self.batch()?;
+        self.fetched += batch.len();
+        self.buffer = batch.into_iter().rev().collect();
+        Ok(())
+    }
+
+    fn batch(&self) -> Result<Vec<Example>> {
+        let request = NextRequest { stream: self.stream, max_examples: 64, max_bytes: 8 << 20 };
+        let reply = self.instance.call::<_, NextReply>("next", &request)?;
+        Ok(reply.map(|r| r.examples).unwrap_or_default())
     }
 }
 

@@ -5,11 +5,13 @@ use e2llm_plugin::{
     Aggregation, ErrorCode, Example, Examples, Host, Metric, MetricInfo, Prediction, Prompt, Result, Row,
     Scored, Scores, Source, Task, TaskInfo, TaskOptions, Unit, ValueInfo,
 };
+use std::sync::{Mutex, PoisonError};
 
-/// Panics where its option says so.
+/// Panics where its option says so. Its prompts end at what the last opened source says.
 #[derive(Default)]
 struct Touchy {
     panic_in: String,
+    split: Mutex<String>,
 }
 
 impl Touchy {
@@ -30,8 +32,9 @@ impl Task for Touchy {
         Ok(())
     }
 
-    fn open(&self, _source: &Source) -> Result<Examples> {
+    fn open(&self, source: &Source) -> Result<Examples> {
         self.touch("open");
+        self.split.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&source.split);
         let poisoned = self.panic_in == "next";
         Ok(Box::new((0..100).map(move |i| {
             assert!(!(poisoned && i == 70), "touched in next");
@@ -47,7 +50,8 @@ impl Task for Touchy {
 
     fn prompt(&self, example: &Example) -> Result<Prompt> {
         self.touch("prompt");
-        Ok(Prompt::new(example, "{context}{instruction}", 8))
+        let stop = vec![self.split.lock().unwrap_or_else(PoisonError::into_inner).clone()];
+        Ok(Prompt { stop, ..Prompt::new(example, "{context}{instruction}", 8) })
     }
 
     fn next_turn(&self, _: &Example, _: &str, _: u32) -> Result<Option<Prompt>> {
@@ -117,6 +121,25 @@ fn a_panic_in_any_call_is_an_error_and_the_next_call_meets_a_fresh_instance() {
         }
     }
     drop(touchy("destroy").unwrap()); // swallowed
+}
+
+#[test]
+fn a_fresh_instance_knows_the_source_and_an_open_stream_goes_on() {
+    let task = touchy("extract").unwrap();
+    let mut stream = task.open(&Source::sample()).unwrap();
+    let before = task.prompt(&Example::default()).unwrap();
+    assert_eq!(before.stop, ["sample"]);
+    let mut ids = Vec::new();
+    for i in 0..100 {
+        let example = stream.next().unwrap().unwrap();
+        if i % 30 == 5 {
+            assert_eq!(task.extract(&example, "").unwrap_err().code, ErrorCode::Panicked);
+            assert_eq!(task.prompt(&Example::default()).unwrap(), before);
+        }
+        ids.push(example.id);
+    }
+    assert!(stream.next().is_none());
+    assert_eq!(ids, (0..100).map(|i| i.to_string()).collect::<Vec<_>>());
 }
 
 #[test]
