@@ -4,10 +4,10 @@
 //!   rouge-l (0 where the Python package fails), or one of the following;
 //! - `classification_score`: for samples with the list `meta.all_classes`; `@compat` has a quirk of the script;
 //! - `retrieval_score`: for right answers of the form `Paragraph 7`;
-//! - `count_score`: for right answers that are numbers.
-//!
-//! `code_sim_score` is not among them: it depends on which of two Python packages is installed.
+//! - `count_score`: for right answers that are numbers;
+//! - `code_sim_score`: for the data sets of code; `@compat` is that of the package which the script imports.
 
+mod code;
 mod labels;
 
 use std::sync::{Mutex, PoisonError};
@@ -17,14 +17,21 @@ use e2llm_plugin::text::squad_normalise;
 use e2llm_plugin::{Error, Metric, MetricInfo, Result, Scored, Scores, Unit, ValueInfo, export_metric};
 use e2llm_rouge::{Scorer, Selection, Variant};
 
+pub use code::{code_line, code_similarity, code_similarity_compat};
 pub use labels::{classification, classification_compat, numbers, paragraph};
 
-const VALUES: [(&str, &str, &str); 5] = [
+const VALUES: [(&str, &str, &str); 7] = [
     ("longbench_score", "the score of the sample's data set", "LongBench eval.py"),
     ("classification_score", "share of one label among those named", "LongBench metrics.py, mended"),
     ("classification_score@compat", "the same, with the script's quirk", "LongBench metrics.py"),
     ("retrieval_score", "share of the right paragraph among the numbers named", "LongBench metrics.py"),
     ("count_score", "share of the right number among those named", "LongBench metrics.py"),
+    ("code_sim_score", "similarity of the first line of code", "LongBench metrics.py with RapidFuzz"),
+    (
+        "code_sim_score@compat",
+        "the same by difflib, in whole percent",
+        "LongBench metrics.py with fuzzywuzzy 0.18 alone",
+    ),
 ];
 
 /// How a data set is scored.
@@ -35,6 +42,7 @@ enum Official {
     Classification,
     Retrieval,
     Count,
+    Code,
 }
 
 impl Official {
@@ -46,6 +54,7 @@ impl Official {
             "trec" => Self::Classification,
             "passage_retrieval_en" => Self::Retrieval,
             "passage_count" => Self::Count,
+            "lcc" | "repobench-p" => Self::Code,
             other => {
                 return Err(Error::bad_request(format!(
                     "meta `dataset` is `{other}`, which has no score here"
@@ -101,8 +110,13 @@ impl Metric for LongBenchScores {
         let retrieval = best(&|gold| paragraph(gold).map(|n| numbers(answer, n)));
         let is_number = |gold: &str| !gold.is_empty() && gold.bytes().all(|b| b.is_ascii_digit());
         let count = best(&|gold| is_number(gold).then(|| numbers(answer, gold)));
+        let dataset_score = Official::of(dataset)?;
+        let is_code = matches!(dataset_score, Official::Code);
+        let code =
+            |score: fn(&str, &str) -> f64| is_code.then(|| best(&|gold| Some(score(answer, gold)))).flatten();
+        let (similar, similar_compat) = (code(code_similarity), code(code_similarity_compat));
         let missing = |what: &str| Error::bad_request(format!("a sample of `{dataset}` needs {what}"));
-        let official = match Official::of(dataset)? {
+        let official = match dataset_score {
             Official::F1 => {
                 let answer = squad_normalise(answer);
                 best(&|gold| Some(f1(&answer, &squad_normalise(gold)))).unwrap_or(0.0)
@@ -111,9 +125,10 @@ impl Metric for LongBenchScores {
             Official::Classification => compat.ok_or_else(|| missing("the list `meta.all_classes`"))?,
             Official::Retrieval => retrieval.ok_or_else(|| missing("an answer of the form `Paragraph 7`"))?,
             Official::Count => count.ok_or_else(|| missing("a number as its answer"))?,
+            Official::Code => similar_compat.unwrap_or(0.0),
         };
         let clean = labels.as_ref().and_then(|l| best(&|gold| Some(classification(answer, gold, l))));
-        let values = [Some(official), clean, compat, retrieval, count];
+        let values = [Some(official), clean, compat, retrieval, count, similar, similar_compat];
         let found =
             VALUES.iter().zip(values).filter_map(|((id, ..), value)| Some(((*id).to_owned(), value?)));
         Ok(found.collect())
@@ -142,8 +157,8 @@ fn labels(sample: &Scored) -> Result<Option<Vec<String>>> {
 }
 
 /// The ids of the values, as a host finds them without loading the plugin.
-pub const IDS: &str =
-    "longbench_score classification_score classification_score@compat retrieval_score count_score";
+pub const IDS: &str = "longbench_score classification_score classification_score@compat retrieval_score count_score \
+                       code_sim_score code_sim_score@compat";
 
 export_metric! {
     LongBenchScores,

@@ -52,10 +52,45 @@ fn every_data_set_has_its_own_score() {
     assert_eq!(scores["longbench_score"], 1.0);
 }
 
+/// The values are those of LongBench's `code_sim_score` with RapidFuzz 3.14's and fuzzywuzzy 0.18's `fuzz.ratio`, the
+/// latter without python-Levenshtein.
+#[test]
+fn code_is_compared_by_its_first_plain_line() {
+    let alphabet: String = ('a'..='z').cycle().take(260).collect();
+    for (prediction, gold, similar, compat) in [
+        ("\n        return self.x\nreturn 2", "        return self._x", 0.9767441860465115, 0.98),
+        ("```python\n# next\nreturn a + b\nreturn c", "return a+b", 0.9090909090909091, 0.91),
+        ("\n\n// x\n`y`\n# z", "int n = 0;", 0.0, 0.0),
+        ("", "x = 1", 0.0, 0.0),
+        ("x = 1", "x = 1", 1.0, 1.0),
+        ("qabxcd", "abycdf", 0.6666666666666667, 0.67),
+        ("private Thread currentThread;", "private volatile Thread currentThread;", 0.8656716417910448, 0.87),
+        ("über = größe + 1", "ueber = groesse + 1", 0.7428571428571429, 0.74),
+        // difflib leaves out characters that are frequent in a long line
+        (&"ab".repeat(120), &("ba".repeat(120) + "c"), 0.9937629937629937, 0.0),
+        (&("x".repeat(50) + &"yz".repeat(100)), &alphabet, 0.08235294117647063, 0.0),
+        (
+            "public static void main(String[] args) {",
+            "    public static int run(final String[] args) throws Exception {",
+            0.6476190476190475,
+            0.63,
+        ),
+    ] {
+        for dataset in ["lcc", "repobench-p"] {
+            let scores = score(dataset, prediction, &[gold], Value::Null).unwrap();
+            let rapid = scores["code_sim_score"];
+            assert!((rapid - similar).abs() < 1e-12, "{prediction}: {rapid}");
+            assert_eq!((scores["code_sim_score@compat"], scores["longbench_score"]), (compat, compat));
+        }
+    }
+    let other = score("qasper", "x", &["x"], Value::Null).unwrap();
+    assert!(!other.contains_key("code_sim_score"));
+}
+
 #[test]
 fn what_cannot_be_scored_is_an_error_that_says_why() {
     for (dataset, what) in [
-        ("lcc", "`lcc`, which has no score here"),
+        ("lsht", "`lsht`, which has no score here"),
         ("trec", "needs the list `meta.all_classes`"),
         ("passage_count", "needs a number"),
         ("passage_retrieval_en", "of the form `Paragraph 7`"),

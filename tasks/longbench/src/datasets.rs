@@ -1,4 +1,4 @@
-//! The data sets of LongBench v1 in English, but for the two of code.
+//! The data sets of LongBench v1 in English and of code.
 
 /// What a data set is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub(crate) enum Kind {
     FewShot,
     /// Paragraphs to count or to find.
     Synthetic,
+    /// Code to go on with.
+    Code,
 }
 
 /// A data set.
@@ -31,6 +33,7 @@ const ANSWER: &str =
     "Answer the question about the text with a few words, and nothing else.\n\nQuestion: {input}";
 
 const F1: &[&str] = &["f1_squad", "em_squad"];
+const CODE: &[&str] = &["code_sim_score", "code_sim_score@compat"];
 const ROUGE: &[&str] = &["rouge_l_pltrdy", "rouge_gmean"];
 
 const fn question(name: &'static str, max_new_tokens: usize, task: &'static str) -> Dataset {
@@ -41,8 +44,12 @@ const fn summary(name: &'static str, task: &'static str) -> Dataset {
     Dataset { name, kind: Kind::Summary, max_new_tokens: 512, task, metrics: ROUGE }
 }
 
+const fn code(name: &'static str, task: &'static str) -> Dataset {
+    Dataset { name, kind: Kind::Code, max_new_tokens: 64, task, metrics: CODE }
+}
+
 /// All of them, in LongBench's order.
-pub(crate) const DATASETS: [Dataset; 14] = [
+pub(crate) const DATASETS: [Dataset; 16] = [
     question("narrativeqa", 128, ANSWER),
     question(
         "qasper",
@@ -99,10 +106,20 @@ pub(crate) const DATASETS: [Dataset; 14] = [
                nothing else.\n\nSummary: {input}",
         metrics: &["retrieval_score"],
     },
+    code(
+        "lcc",
+        "The text is the beginning of a file of a program. Write the line of code that comes next, and nothing else.",
+    ),
+    code(
+        "repobench-p",
+        "The text is code from the files of a project; what follows here is the beginning of another of its files. \
+         Write the line of code that comes next in it, and nothing else.\n\n{input}",
+    ),
 ];
 
-/// The data set of a name; records from other copies have a prefix before it.
+/// The data set of a name; records from other copies have a prefix before it, those of LongBench-E `_e` behind it.
 pub(crate) fn dataset(name: &str) -> Option<&'static Dataset> {
     let bare = name.rsplit('/').next().unwrap_or(name);
+    let bare = bare.strip_suffix("_e").unwrap_or(bare);
     DATASETS.iter().find(|d| d.name == bare)
 }

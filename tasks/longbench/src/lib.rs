@@ -1,6 +1,5 @@
-//! LongBench v1's English data sets: questions, summaries, few-shot and synthetic tasks (Bai et al., ACL 2024).
-//!
-//! The two data sets of code are not among them: their score depends on which of two Python packages is installed.
+//! LongBench v1's data sets in English and of code: questions, summaries, few-shot, synthetic and code tasks (Bai et
+//! al., ACL 2024). The split `e` is LongBench-E, where lengths are spread evenly.
 
 mod datasets;
 mod records;
@@ -29,7 +28,7 @@ pub struct LongBenchV1 {
 }
 
 e2llm_plugin::export_task! {
-    LongBenchV1, id: "longbench", description: "LongBench v1 in English: questions, summaries, few-shot, synthetic"
+    LongBenchV1, id: "longbench", description: "LongBench v1 in English: questions, summaries, few-shot, synthetic, code"
 }
 
 impl Task for LongBenchV1 {
@@ -42,20 +41,21 @@ impl Task for LongBenchV1 {
         TaskInfo {
             id: "longbench".into(),
             version: "1".into(),
-            description: "Questions, summaries, few-shot and synthetic tasks about texts of some 5,000 to 15,000 words; \
-                          LongBench's own average is the mean of its data sets, which are slices here"
+            description: "Questions, summaries, few-shot, synthetic and code tasks about texts of some 5,000 to 15,000 \
+                          words; LongBench's own average is the mean of its data sets, which are slices here"
                 .into(),
             licence: "MIT; the texts as their data sets say".into(),
             citation: "Bai et al., LongBench: A Bilingual, Multitask Benchmark for Long Context Understanding, ACL \
                        2024, https://arxiv.org/abs/2308.14508"
                 .into(),
-            splits: vec!["test".into()],
+            splits: ["test", records::EVEN].map(Into::into).into(),
             default_split: "test".into(),
             metrics,
             primary_metric: SCORE.into(),
             max_new_tokens: DATASETS.iter().map(|d| d.max_new_tokens).max().unwrap_or(0),
             formats: [
                 ("{dataset}.jsonl", "the official files, also in a folder data/ (split `test`)"),
+                ("{dataset}_e.jsonl", "those of LongBench-E (split `e`)"),
                 ("dataset2prompt.json", "the official prompts, for --prompt official"),
                 ("dataset2maxlen.json", "their longest answers"),
             ]
@@ -80,7 +80,7 @@ impl Task for LongBenchV1 {
         self.wording = Wording::read(options, &[OFFICIAL])?;
         for name in options.list::<String>("dataset")?.unwrap_or_default() {
             let known = dataset(&name).filter(|d| d.name == name).ok_or_else(|| {
-                Error::bad_request(format!("task option `dataset`: no data set `{name}`"))
+                Error::option("dataset", format!("no data set `{name}`"))
                     .with_help(format!("they are: {}", DATASETS.map(|d| d.name).join(", ")))
             })?;
             if !self.chosen.iter().any(|d| d.name == name) {
@@ -116,15 +116,17 @@ impl Task for LongBenchV1 {
         Ok(prompt)
     }
 
-    /// The first line of an answer to a few-shot prompt, as LongBench cuts it: models go on with further examples.
+    /// The first line of an answer to a few-shot prompt, as LongBench cuts it: models go on with further examples. Code
+    /// stays as it is, with its indentation.
     fn extract(&self, example: &Example, response: &str) -> Prediction {
-        let few_shot = dataset_of(example).is_ok_and(|d| d.kind == Kind::FewShot);
-        let (text, rule) = if few_shot {
-            (response.trim_start_matches('\n').split('\n').next().unwrap_or_default(), "first-line")
-        } else {
-            (response, "trimmed")
+        let (text, rule) = match dataset_of(example).map(|d| d.kind) {
+            Ok(Kind::FewShot) => {
+                let line = response.trim_start_matches('\n').split('\n').next().unwrap_or_default();
+                (line.trim(), "first-line")
+            }
+            Ok(Kind::Code) if !response.trim().is_empty() => (response, "whole"),
+            _ => (response.trim(), "trimmed"),
         };
-        let text = text.trim();
         Prediction { text: text.to_owned(), rule: if text.is_empty() { "" } else { rule }.into() }
     }
 }

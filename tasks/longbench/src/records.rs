@@ -18,8 +18,14 @@ const TAKEN_UP: [(&str, &str); 3] = [
 ];
 
 /// What an empty `input` is read as: the instruction of these data sets is in their prompt.
-const NO_INPUT: [(Kind, &str); 2] =
-    [(Kind::Summary, "Write a summary."), (Kind::Synthetic, "Count the paragraphs.")];
+const NO_INPUT: [(Kind, &str); 3] = [
+    (Kind::Summary, "Write a summary."),
+    (Kind::Synthetic, "Count the paragraphs."),
+    (Kind::Code, "Write the next line."),
+];
+
+/// The split that is LongBench-E.
+pub(crate) const EVEN: &str = "e";
 
 /// The embedded records.
 pub(crate) fn sample() -> Records {
@@ -38,8 +44,13 @@ pub(crate) fn of_files(source: &Source, chosen: &[&'static Dataset]) -> Result<R
     let mut records: Option<Records> = None;
     let mut missing = Vec::new();
     let all: Vec<_> = if chosen.is_empty() { DATASETS.iter().collect() } else { chosen.to_vec() };
-    for dataset in all.iter().filter(|_| source.split == "test") {
-        let names = ["", "data/"].map(|folder| format!("{folder}{}.jsonl", dataset.name));
+    let suffix = match source.split.as_str() {
+        "test" => Some(""),
+        EVEN => Some("_e"),
+        _ => None,
+    };
+    for (dataset, suffix) in all.iter().filter_map(|d| Some((d, suffix?))) {
+        let names = ["", "data/"].map(|folder| format!("{folder}{}{suffix}.jsonl", dataset.name));
         match source.locate(&names.each_ref().map(String::as_str)) {
             Ok(path) => {
                 let more = source.read(&path)?;
@@ -86,7 +97,9 @@ pub(crate) fn example(record: &Record) -> Result<(Example, &'static Dataset)> {
     example.meta.insert("dataset".into(), dataset.name.into());
     example.meta.insert("words".into(), bucket(record, &example).into());
     if example.instruction.trim().is_empty() {
-        let words = NO_INPUT.iter().find(|(kind, _)| *kind == dataset.kind).map(|(_, words)| *words);
+        let unasked =
+            NO_INPUT.iter().find(|(kind, _)| *kind == dataset.kind && !dataset.task.contains("{input}"));
+        let words = unasked.map(|(_, words)| *words);
         example.instruction = words.ok_or_else(|| record.error("field `input` is empty"))?.into();
     }
     if dataset.name == "trec" && !example.meta.get("all_classes").is_some_and(Value::is_array) {

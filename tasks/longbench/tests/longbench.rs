@@ -105,7 +105,7 @@ fn official_files() {
     assert!(read(&LongBenchV1::default(), &Source::folder(dir.path(), "train")).is_err());
     for (text, what) in [
         (line("trec", "q", "Person", "null"), "`all_classes` is no list"),
-        (line("lcc", "q", "x", "null"), "data set `lcc` is none of those known"),
+        (line("lsht", "q", "x", "null"), "data set `lsht` is none of those known"),
         (line("trec", "", "Person", "[\"Person\"]"), "`input` is empty"),
         (line("trec", "q", "x", "[]").replace("[\"x\"]", "[]"), "`answers` is empty"),
         ("{\"input\":".into(), "trec.jsonl, line 1: not JSON"),
@@ -114,7 +114,46 @@ fn official_files() {
         let error = read(&with(&[("dataset", "trec")]).unwrap(), &source).unwrap_err();
         assert!(error.message.contains(what), "{error}");
     }
-    assert!(with(&[("dataset", "lcc")]).unwrap_err().help.contains("narrativeqa, qasper"));
+    assert!(with(&[("dataset", "lsht")]).unwrap_err().help.contains("narrativeqa, qasper"));
+}
+
+#[test]
+fn code_keeps_its_indentation_and_longbench_e_has_files_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |dataset: &str, input: &str, words: u32| {
+        format!(
+            r#"{{"input":"{input}","context":"def f():\n","answers":["    return 1"],"length":{words},"dataset":"{dataset}","all_classes":null,"_id":"{words}"}}"#
+        )
+    };
+    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+    write("lcc.jsonl", line("lcc", "", 1000));
+    write(
+        "lcc_e.jsonl",
+        [line("lcc_e", "", 3999), line("lcc_e", "", 4000), line("lcc_e", "", 8000)].join("\n"),
+    );
+    write("repobench-p_e.jsonl", line("repobench-p", "import f\\n", 9));
+    let task = LongBenchV1::default();
+    let even = read(&task, &Source::folder(dir.path(), "e")).unwrap();
+    let words: Vec<_> = even.iter().map(|e| e.meta["words"].as_str().unwrap()).collect();
+    assert_eq!((words, datasets(&even).len()), (vec!["0-4k", "4-8k", "8k+", "0-4k"], 2));
+    let all = read(&task, &Source::folder(dir.path(), "test")).unwrap();
+    assert_eq!((all.len(), all[0].instruction.as_str()), (1, "Write the next line."));
+    let (text, rule) = ("\n    return 1\n}", "whole");
+    let found = task.extract(&all[0], text);
+    assert_eq!((found.text.as_str(), found.rule.as_str()), (text, rule));
+    assert_eq!(task.extract(&all[0], " \n").rule, "");
+    assert!(task.prompt(&all[0]).unwrap().instruction.ends_with("nothing else."));
+    assert!(task.prompt(&even[3]).unwrap().instruction.ends_with("import f\n"));
+    assert_eq!(
+        with(&[("dataset", "lcc")]).unwrap().info().metrics,
+        ["longbench_score", "code_sim_score", "code_sim_score@compat"]
+    );
+    let error =
+        read(&with(&[("dataset", "lcc,qasper")]).unwrap(), &Source::folder(dir.path(), "e")).unwrap_err();
+    assert!(error.message.ends_with("has no qasper_e.jsonl"), "{error}");
+    write("repobench-p.jsonl", line("repobench-p", "", 9));
+    let error = read(&with(&[("dataset", "repobench-p")]).unwrap(), &Source::folder(dir.path(), "test"));
+    assert!(error.unwrap_err().message.contains("`input` is empty"));
 }
 
 #[test]
@@ -140,11 +179,18 @@ fn official_prompts() {
         ("trec", false, 0, 64),
         ("triviaqa", false, 0, 32),
         ("passage_count", true, 0, 32),
+        ("lcc", false, 0, 64),
+        ("repobench-p", false, 0, 64),
     ] {
         few_shot.meta.insert("dataset".into(), name.into());
         let prompt = task.prompt(&few_shot).unwrap();
         assert_eq!((prompt.chat, prompt.stop.len(), prompt.max_new_tokens), (chat, stop, tokens), "{name}");
-        let ends = if name == "passage_count" { "answer is: " } else { "{context}\nSummary: " };
+        let ends = match name {
+            "passage_count" => "answer is: ",
+            "lcc" => "Next line of code:\n",
+            "repobench-p" => "{context}\nSummary: Next line of code:\n",
+            _ => "{context}\nSummary: ",
+        };
         assert!(prompt.render().ends_with(ends), "{name}");
     }
 }
