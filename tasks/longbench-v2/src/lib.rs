@@ -8,7 +8,8 @@ use e2llm_plugin::record::{Record, context_group};
 use e2llm_plugin::source::{PLAIN, examples};
 use e2llm_plugin::text::python_trim;
 use e2llm_plugin::{
-    Example, Examples, FileFormat, Host, Prediction, Prompt, Result, Source, Task, TaskInfo, TaskOptions,
+    Error, Example, Examples, FileFormat, Host, OptionInfo, Prediction, Prompt, Result, Source, Task,
+    TaskInfo, TaskOptions,
 };
 use serde_json::Map;
 
@@ -25,10 +26,15 @@ const PROTOCOL: &str = "longbench-v2";
 
 const CHOICES: [&str; 4] = ["choice_A", "choice_B", "choice_C", "choice_D"];
 
+/// The option that says how many of a record's retrieved chunks are read.
+const CHUNKS: &str = "chunks";
+
 /// The task.
 #[derive(Debug, Default)]
 pub struct LongBenchV2 {
     wording: Wording,
+    /// Retrieved chunks in a prompt; all where absent.
+    chunks: Option<usize>,
     templates: Loaded<Templates>,
 }
 
@@ -62,7 +68,19 @@ impl Task for LongBenchV2 {
             ]
             .map(|(pattern, about)| FileFormat { pattern: pattern.into(), description: about.into() })
             .into(),
-            options: vec![Wording::option(&prompts::STYLES), Wording::templates_option()],
+            options: vec![
+                Wording::option(&prompts::STYLES),
+                Wording::templates_option(),
+                OptionInfo {
+                    name: CHUNKS.into(),
+                    default: "all".into(),
+                    help: format!(
+                        "prompt {}: how many of a record's `{}` are read",
+                        prompts::RAG,
+                        prompts::RETRIEVED
+                    ),
+                },
+            ],
             slices: ["difficulty", "length", "domain"].map(Into::into).into(),
             ..TaskInfo::default()
         }
@@ -71,6 +89,16 @@ impl Task for LongBenchV2 {
     fn configure(&mut self, options: &TaskOptions, _: Host) -> Result<()> {
         options.only(&self.info().options)?;
         self.wording = Wording::read(options, &prompts::STYLES)?;
+        self.chunks = options.parse(CHUNKS)?;
+        if self.chunks.is_some() && !self.wording.is(prompts::RAG) {
+            return Err(Error::bad_request(format!(
+                "task option `{CHUNKS}` belongs to another style of prompts"
+            ))
+            .with_help(format!("it is used with --prompt {}", prompts::RAG)));
+        }
+        if self.chunks == Some(0) {
+            return Err(Error::option(CHUNKS, "0 is less than one chunk"));
+        }
         Ok(())
     }
 
@@ -82,9 +110,14 @@ impl Task for LongBenchV2 {
             "test" => &[PLAIN, "data.json"],
             _ => &[PLAIN],
         };
-        Ok(examples(source.records(files, SAMPLE)?, |record| {
+        let chunks = self.wording.is(prompts::RAG).then(|| self.chunks.unwrap_or(usize::MAX));
+        Ok(examples(source.records(files, SAMPLE)?, move |record| {
             let example = if record.is_plain() { record.plain(&["document_id"]) } else { official(record) };
-            Ok(vec![choice::complete(record, example?, PROTOCOL)?])
+            let mut example = choice::complete(record, example?, PROTOCOL)?;
+            if let Some(text) = chunks.map(|most| prompts::retrieved(record, most)).transpose()?.flatten() {
+                example.context = text; // but the group of the whole text
+            }
+            Ok(vec![example])
         }))
     }
 

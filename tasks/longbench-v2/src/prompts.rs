@@ -1,8 +1,7 @@
 //! The official prompts: `0shot.txt` and its variants.
-//!
-//! The retrieval variant is not among them: its chunks are chosen by a backend, not by a task.
 
 use e2llm_plugin::official::{OFFICIAL, Template, Wording};
+use e2llm_plugin::record::Record;
 use e2llm_plugin::text::python_trim;
 use e2llm_plugin::{Error, Example, Prompt, Result, Source};
 
@@ -13,8 +12,14 @@ pub(crate) const COT: &str = "official-cot";
 /// The question without the text.
 const NO_CONTEXT: &str = "official-no-context";
 
+/// The question with chunks of the text: those of the record, or what a backend retrieves.
+pub(crate) const RAG: &str = "official-rag";
+
 /// The styles besides our own.
-pub(crate) const STYLES: [&str; 3] = [OFFICIAL, COT, NO_CONTEXT];
+pub(crate) const STYLES: [&str; 4] = [OFFICIAL, COT, NO_CONTEXT, RAG];
+
+/// A record's chunks, the nearest to the question first: `{"content", "c_idx"}`, the latter their place in the text.
+pub(crate) const RETRIEVED: &str = "retrieved_context";
 
 /// Tokens of the reasoning.
 const COT_TOKENS: usize = 1024;
@@ -36,6 +41,7 @@ impl Templates {
             OFFICIAL => "0shot.txt",
             COT => "0shot_cot.txt",
             NO_CONTEXT => "0shot_no_context.txt",
+            RAG => "0shot_rag.txt",
             _ => return Ok(None),
         };
         let template = |name: &str| {
@@ -66,6 +72,28 @@ impl Templates {
         };
         fill(answer, style, example, python_trim(reasoning), MAX_NEW_TOKENS)
     }
+}
+
+/// The first `most` chunks of a record as the official script puts them into a prompt: in the order of the text, each
+/// with its number. `None` where the record has none.
+pub(crate) fn retrieved(record: &Record, most: usize) -> Result<Option<String>> {
+    if record.value.get(RETRIEVED).is_none() {
+        return Ok(None);
+    }
+    let mut chunks = Vec::new();
+    for (i, chunk) in record.list(RETRIEVED)?.iter().take(most).enumerate() {
+        let chunk = record.part(format_args!("{RETRIEVED}[{i}]"), chunk);
+        let place = chunk.value.get("c_idx").and_then(serde_json::Value::as_u64);
+        let place = place.ok_or_else(|| chunk.error("field `c_idx` is no number of a chunk"))?;
+        chunks.push((place, chunk.text("content")?.to_owned()));
+    }
+    if chunks.is_empty() {
+        return Err(record.error(format!("field `{RETRIEVED}` is empty")));
+    }
+    chunks.sort_by_key(|(place, _)| *place);
+    let numbered =
+        chunks.iter().enumerate().map(|(i, (_, text))| format!("Retrieved chunk {}: {text}", i + 1));
+    Ok(Some(numbered.collect::<Vec<_>>().join("\n\n")))
 }
 
 /// Every field is stripped, as the official script does.

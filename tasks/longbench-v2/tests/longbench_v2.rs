@@ -197,6 +197,60 @@ fn reasoning_takes_two_turns() {
 }
 
 #[test]
+fn retrieved_chunks_are_read_in_the_order_of_the_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let rag = |more: &[(&str, &str)]| {
+        let mut task = LongBenchV2::default();
+        let options = [&[("prompt", "official-rag")], more].concat();
+        let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
+        task.configure(&TaskOptions(options), Host::default()).map(|()| task)
+    };
+    let record = |chunks: &str| {
+        format!(
+            r#"{{"_id":"7","domain":"d","sub_domain":"s","difficulty":"easy","length":"short","question":"Why?",
+            "choice_A":"a","choice_B":"b","choice_C":"c","choice_D":"d","answer":"C","context":"the text"{chunks}}}"#
+        )
+        .replace('\n', "")
+    };
+    let chunks = r#","retrieved_context":[{"content":"later","c_idx":9},{"content":"first $Q$","c_idx":2},
+        {"content":"last","c_idx":11}]"#;
+    let source = Source::folder(dir.path(), "test");
+    let write = |text: String| std::fs::write(dir.path().join("data.json"), format!("[{text}]")).unwrap();
+    write(record(chunks));
+    let error = rag(&[]).unwrap().open(&source).err().unwrap();
+    assert!(error.message.contains("`official-rag` needs 0shot_rag.txt"), "{error}");
+    std::fs::write(dir.path().join("0shot_rag.txt"), "Chunks:\n$DOC$\n\n$Q$ (A) $C_A$").unwrap();
+    let asked = |task: &LongBenchV2| {
+        let e = task.open(&source).unwrap().next().unwrap();
+        e.map(|e| (task.prompt(&e).unwrap(), e))
+    };
+    let (two, e) = asked(&rag(&[("chunks", "2")]).unwrap()).unwrap();
+    let text = "Retrieved chunk 1: first $Q$\n\nRetrieved chunk 2: later";
+    assert_eq!(two.render(), format!("Chunks:\n{text}\n\nWhy? (A) a"));
+    assert_eq!((two.style.as_str(), two.context.as_str()), ("official-rag", text));
+    let (all, _) = asked(&rag(&[]).unwrap()).unwrap();
+    assert!(all.context.ends_with("Retrieved chunk 3: last"));
+    // a record without chunks is cut by a backend that retrieves
+    write(record(""));
+    let (whole, other) = asked(&rag(&[]).unwrap()).unwrap();
+    assert_eq!((whole.context.as_str(), &other.group), ("the text", &e.group));
+    for (chunks, what) in [
+        (r#","retrieved_context":[]"#, "`retrieved_context` is empty"),
+        (r#","retrieved_context":[{"content":"x"}]"#, "retrieved_context[0]: field `c_idx` is no number"),
+        (r#","retrieved_context":"x""#, "`retrieved_context` is a text, expected a list"),
+    ] {
+        write(record(chunks));
+        let error = asked(&rag(&[]).unwrap()).unwrap_err();
+        assert!(error.message.contains(what), "{error}");
+    }
+    assert!(rag(&[("chunks", "0")]).unwrap_err().message.contains("less than one"));
+    let mut task = LongBenchV2::default();
+    let options = [("chunks".to_owned(), "2".into())].into_iter().collect();
+    let error = task.configure(&TaskOptions(options), Host::default()).unwrap_err();
+    assert!(error.help.contains("--prompt official-rag"), "{error:?}");
+}
+
+#[test]
 fn official_prompts_that_cannot_be_made_are_errors() {
     let with = |style: &str| {
         let mut task = LongBenchV2::default();
@@ -204,7 +258,7 @@ fn official_prompts_that_cannot_be_made_are_errors() {
         task.configure(&TaskOptions(options), Host::default()).map(|()| task)
     };
     let error = with("rag").err().unwrap();
-    assert_eq!(error.help, "it has: e2llm, official, official-cot, official-no-context");
+    assert_eq!(error.help, "it has: e2llm, official, official-cot, official-no-context, official-rag");
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("test.jsonl"), "{}").unwrap();
     let error = with("official-cot").unwrap().open(&Source::folder(dir.path(), "test")).err().unwrap();
