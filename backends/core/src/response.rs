@@ -105,12 +105,21 @@ pub struct Choice {
 impl Choice {
     /// Index of the most likely continuation (the first of equals).
     pub fn best(&self) -> Option<usize> {
-        let mut best: Option<(usize, f64)> = None;
-        for (i, &l) in self.log_likelihoods.iter().enumerate() {
-            if best.is_none_or(|(_, b)| l > b) {
-                best = Some((i, l));
-            }
-        }
-        best.map(|(i, _)| i)
+        greatest(self.log_likelihoods.iter().copied())
     }
+
+    /// Index of the continuation with the greatest log-likelihood per unit of its length (the first of equals).
+    pub fn best_per(&self, lengths: &[usize]) -> Option<usize> {
+        greatest(self.log_likelihoods.iter().zip(lengths).map(|(l, n)| l / *n as f64))
+    }
+}
+
+fn greatest(values: impl Iterator<Item = f64>) -> Option<usize> {
+    let mut best: Option<(usize, f64)> = None;
+    for (i, value) in values.enumerate() {
+        if best.is_none_or(|(_, b)| value > b) {
+            best = Some((i, value));
+        }
+    }
+    best.map(|(i, _)| i)
 }

@@ -186,12 +186,19 @@ impl Run<'_> {
     fn ask(&mut self, examples: &[Example], part: &[(usize, Prompt)]) -> Vec<Answer> {
         let requests: Vec<Request> =
             part.iter().map(|(i, p)| plan::request(self.settings, &examples[*i], p.clone())).collect();
-        if self.plan.task.info.output != OutputKind::Choose {
+        let output = self.plan.task.info.output;
+        if !output.is_choice() {
             return self.backend.generate(&requests);
         }
         let choose = |(request, (_, prompt)): (&Request, &(usize, Prompt))| {
             let choice = self.backend.choose(request, &prompt.choices)?;
-            let text = choice.best().and_then(|b| prompt.choices.get(b)).cloned();
+            let best = if output == OutputKind::ChooseNormalised {
+                let lengths: Vec<_> = prompt.choices.iter().map(|c| c.chars().count()).collect();
+                choice.best_per(&lengths)
+            } else {
+                choice.best()
+            };
+            let text = best.and_then(|b| prompt.choices.get(b)).cloned();
             let text =
                 text.ok_or_else(|| BackendError::new(ErrorKind::BadRequest, "the prompt has no choices"))?;
             Ok(Response { text, finish: FinishReason::Chosen, usage: choice.usage })

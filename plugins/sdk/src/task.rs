@@ -96,6 +96,15 @@ pub enum OutputKind {
     Generate,
     /// By the most likely of the prompt's choices.
     Choose,
+    /// By the choice whose log-likelihood, divided by its number of characters, is the greatest.
+    ChooseNormalised,
+}
+
+impl OutputKind {
+    /// Whether one of the prompt's choices is the answer.
+    pub fn is_choice(self) -> bool {
+        self != Self::Generate
+    }
 }
 
 /// A file format a task reads.

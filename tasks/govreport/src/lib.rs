@@ -2,7 +2,7 @@
 
 mod published;
 
-use e2llm_plugin::official::{OFFICIAL, Published, Wording, ZEROSCROLLS, ZeroScrolls};
+use e2llm_plugin::official::{OFFICIAL, Published, SCROLLS, Wording, ZEROSCROLLS, ZeroScrolls, scrolls};
 use e2llm_plugin::source::{PLAIN, examples};
 use e2llm_plugin::{
     Example, Examples, FileFormat, Host, Prompt, Result, Source, Task, TaskInfo, TaskOptions,
@@ -14,10 +14,10 @@ const TEMPLATE: &str = "This is a report on the work of the government.\n\n{cont
 
 const MAX_NEW_TOKENS: usize = 512;
 
-/// Of a summary in ZeroSCROLLS' style.
-const ZEROSCROLLS_TOKENS: usize = 1024;
+/// Of a summary in the style of SCROLLS or ZeroSCROLLS.
+const SCROLLS_TOKENS: usize = 1024;
 
-const STYLES: [&str; 2] = [OFFICIAL, ZEROSCROLLS];
+const STYLES: [&str; 3] = [OFFICIAL, SCROLLS, ZEROSCROLLS];
 
 /// The task.
 #[derive(Debug, Default)]
@@ -86,7 +86,16 @@ impl Task for GovReport {
     /// Every report gets the same instruction, whatever the file it comes from says: a run over reports from two
     /// sources would else compare two prompts.
     fn prompt(&self, example: &Example) -> Result<Prompt> {
-        if let Some(prompt) = self.published.prompt(example, "gov_report", ZEROSCROLLS_TOKENS)? {
+        if self.published.is(SCROLLS) {
+            // the document alone: it is for models that were trained to summarise what they are given
+            let prompt = scrolls(example, SCROLLS_TOKENS);
+            return Ok(Prompt {
+                instruction: String::new(),
+                template: "{context}{instruction}".into(),
+                ..prompt
+            });
+        }
+        if let Some(prompt) = self.published.prompt(example, "gov_report", SCROLLS_TOKENS)? {
             return Ok(prompt);
         }
         let mut prompt = Prompt::new(example, TEMPLATE, MAX_NEW_TOKENS);

@@ -122,3 +122,14 @@ fn official_prompts_are_those_others_have_made() {
     assert_eq!(&first.template_sha256[..16], "91c25d585b189ced");
     assert_eq!((first.style.as_str(), first.max_new_tokens, first.chat), ("official", 512, true));
 }
+
+#[test]
+fn scrolls_gives_the_report_alone() {
+    let mut task = GovReport::default();
+    let options = [("prompt".to_owned(), "scrolls".into())].into_iter().collect();
+    task.configure(&TaskOptions(options), Host::default()).unwrap();
+    let e = &sample().unwrap()[0];
+    let prompt = task.prompt(e).unwrap();
+    assert_eq!((prompt.render(), prompt.chat), (e.context.clone(), false));
+    assert_eq!((prompt.style.as_str(), prompt.max_new_tokens), ("scrolls", 1024));
+}

@@ -4,7 +4,7 @@ mod html;
 mod official;
 
 use e2llm_plugin::choice;
-use e2llm_plugin::official::{SCROLLS, Wording, scrolls};
+use e2llm_plugin::official::{SCROLLS, Wording, ZEROSCROLLS, ZeroScrolls, scrolls};
 use e2llm_plugin::source::{PLAIN, examples};
 use e2llm_plugin::{
     Error, Example, Examples, FileFormat, Host, OptionInfo, OutputKind, Prediction, Prompt, Result, Source,
@@ -25,6 +25,11 @@ const FILES: [&str; 4] = [
 const TEMPLATE: &str = "Read this text; a question about it follows.\n\n{context}\n\n{instruction}";
 
 const MAX_NEW_TOKENS: usize = 32;
+
+/// Of an answer in ZeroSCROLLS' style.
+const ZEROSCROLLS_TOKENS: usize = 10;
+
+const STYLES: [&str; 2] = [SCROLLS, ZEROSCROLLS];
 
 /// By which a metric knows how to read a response: strictly, or as the letter of the option chosen by likelihood.
 const PROTOCOLS: [&str; 2] = ["quality", "letter"];
@@ -77,11 +82,13 @@ impl Task for Quality {
                 .collect(),
             output: self.output,
             options: vec![
-                Wording::option(&[SCROLLS]),
+                Wording::option(&STYLES),
                 OptionInfo {
                     name: "output".into(),
                     default: "generate".into(),
-                    help: "`generate` an answer, or `choose` the option whose text is most likely".into(),
+                    help: "`generate` an answer, or `choose` the option whose text is most likely, or most likely for \
+                           its length: `choose-normalised`"
+                        .into(),
                 },
             ],
             slices: vec!["difficult".into()],
@@ -90,25 +97,28 @@ impl Task for Quality {
 
     fn configure(&mut self, options: &TaskOptions, _: Host) -> Result<()> {
         options.only(&self.info().options)?;
-        self.wording = Wording::read(options, &[SCROLLS])?;
+        self.wording = Wording::read(options, &STYLES)?;
         self.output = match options.text("output").as_deref() {
             None | Some("generate") => OutputKind::Generate,
             Some("choose") => OutputKind::Choose,
+            Some("choose-normalised") => OutputKind::ChooseNormalised,
             Some(other) => {
-                return Err(Error::bad_request(format!("task option `output`: no output `{other}`"))
-                    .with_help("it is `generate` or `choose`"));
+                return Err(Error::option("output", format!("no output `{other}`"))
+                    .with_help("it is `generate`, `choose` or `choose-normalised`"));
             }
         };
         Ok(())
     }
 
     fn open(&self, source: &Source) -> Result<Examples> {
-        let protocol = PROTOCOLS[usize::from(self.output == OutputKind::Choose)];
+        let protocol = PROTOCOLS[usize::from(self.output.is_choice())];
         Ok(examples(source.records(&FILES, SAMPLE)?, move |record| {
             let found = if official::is_article(record) {
                 official::article(record)?
             } else if official::is_columns(record) {
                 official::columns(record)?
+            } else if ZeroScrolls::is_record(record) {
+                vec![official::zeroscrolls(record)?]
             } else {
                 vec![record.plain(&["article_id"])?]
             };
@@ -120,17 +130,19 @@ impl Task for Quality {
         let mut prompt = Prompt::new(example, TEMPLATE, MAX_NEW_TOKENS);
         if self.wording.is(SCROLLS) {
             prompt = scrolls(example, MAX_NEW_TOKENS);
+        } else if self.wording.is(ZEROSCROLLS) {
+            prompt = ZeroScrolls::prompt(example, ZEROSCROLLS_TOKENS)?;
         } else {
             let reply = match self.output {
                 OutputKind::Generate => "the letter of your choice in parentheses",
-                OutputKind::Choose => "the text of your choice",
+                OutputKind::Choose | OutputKind::ChooseNormalised => "the text of your choice",
             };
             prompt.instruction = format!(
                 "Choose the right answer to a question about the text.\n\n{}\n\nReply with {reply} and nothing else.",
                 example.instruction
             );
         }
-        if self.output == OutputKind::Choose {
+        if self.output.is_choice() {
             prompt.choices = choice::options(example);
         }
         Ok(prompt)
@@ -139,7 +151,7 @@ impl Task for Quality {
     /// A leading letter, then `answer is (X)`, then the exact text of an option; of a chosen option, its letter.
     fn extract(&self, example: &Example, response: &str) -> Prediction {
         let options = choice::options(example);
-        if self.output == OutputKind::Choose {
+        if self.output.is_choice() {
             let chosen = ('A'..).zip(&options).find(|(_, option)| *option == response);
             return chosen.map_or_else(Prediction::default, |(letter, _)| Prediction {
                 text: letter.into(),

@@ -1,7 +1,8 @@
-//! The official files: an article a line, with a list of questions; and the older schema with a column for every
-//! part of every question.
+//! The official files: an article a line, with a list of questions; the older schema with a column for every part of
+//! every question; and ZeroSCROLLS' records, where the options are lines of the query.
 
 use e2llm_plugin::choice;
+use e2llm_plugin::official::ZeroScrolls;
 use e2llm_plugin::record::Record;
 use e2llm_plugin::text::python_trim;
 use e2llm_plugin::{Error, Example, Result};
@@ -64,6 +65,33 @@ pub(crate) fn columns(record: &Record) -> Result<Vec<Example>> {
         found.push(example(record, id, group, &context, (&field, &gold, &options), about(record))?);
     }
     Ok(found)
+}
+
+/// The question of a record of ZeroSCROLLS, whose answer is a letter or the text of an option.
+pub(crate) fn zeroscrolls(record: &Record) -> Result<Example> {
+    let mut example = ZeroScrolls::example(record)?;
+    let mut parts: Vec<String> = vec![String::new()];
+    for line in example.instruction.lines() {
+        let letter = ('A'..).nth(parts.len() - 1).unwrap_or_default();
+        let option = line.trim_start().strip_prefix(&format!("({letter})"));
+        if let Some(option) = option.filter(|_| parts.len() <= OPTIONS) {
+            parts.push(option.to_owned());
+        } else if let Some(part) = parts.last_mut() {
+            part.extend(["\n", line]);
+        }
+    }
+    let parts: Vec<_> = parts.iter().map(|p| python_trim(p)).collect();
+    let [question, options @ ..] = parts.as_slice() else { return Err(record.error("it asks nothing")) };
+    if options.len() != OPTIONS {
+        let found = options.len();
+        return Err(record.error(format!("the query has {found} options `(A) ...`, expected {OPTIONS}")));
+    }
+    example.meta.insert("question".into(), (*question).into());
+    example.meta.insert("options".into(), options.to_vec().into());
+    for answer in &mut example.references {
+        *answer = answer.trim_matches(['(', ')', ' ', '\n']).to_owned();
+    }
+    Ok(example)
 }
 
 /// An example from the fields of `record` named by `parts`: the question, the gold label; and the options.

@@ -168,7 +168,41 @@ fn an_option_can_be_chosen_by_likelihood() {
         assert_eq!((read.text.as_str(), read.rule.as_str()), (e.references[0].as_str(), "likelihood"));
         assert_eq!(task.extract(&e, "(A)").text, "", "only an option's text is chosen");
     }
+    assert_eq!(with("output", "choose-normalised").unwrap().info().output, OutputKind::ChooseNormalised);
     assert!(with("output", "guess").unwrap_err().help.contains("`choose`"));
+}
+
+#[test]
+fn zeroscrolls_records_bring_their_prompts() {
+    let (before, story, between) =
+        ("Read it.\n\nStory:\n", "A long tale.", "\n\nQuestion and Possible Answers:\n");
+    let query = "Who came?\n (A) Nobody\n (B) A man\nand his dog\n (C) A cat\n (D) All";
+    let input = [before, story, between, query, "\n\nAnswer:\n"].concat();
+    let (document, asked) = (before.len(), before.len() + story.len() + between.len());
+    let row = |input: &str, output: &str| {
+        serde_json::json!({"id": "7", "pid": "7_0", "input": input, "output": output,
+            "document_start_index": document, "document_end_index": document + story.len(),
+            "query_start_index": asked, "query_end_index": asked + query.len()})
+        .to_string()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let task = with("prompt", "zeroscrolls").unwrap();
+    let first = |row: String| {
+        std::fs::write(dir.path().join("validation.jsonl"), row).unwrap();
+        task.open(&Source::folder(dir.path(), "validation")).unwrap().next().unwrap()
+    };
+    for (output, letter) in [("B", "B"), ("(C)", "C"), ("All", "D")] {
+        let e = first(row(&input, output)).unwrap();
+        assert_eq!((e.references.as_slice(), e.context.as_str()), (&[letter.to_owned()][..], story));
+        assert_eq!(e.meta["options"], serde_json::json!(["Nobody", "A man\nand his dog", "A cat", "All"]));
+        assert_eq!(e.meta["question"], "Who came?");
+        let prompt = task.prompt(&e).unwrap();
+        assert_eq!((prompt.render(), prompt.max_new_tokens), (input.clone(), 10));
+    }
+    let error = first(row(&input.replace("(D)", "(E)"), "A")).unwrap_err();
+    assert!(error.message.contains("3 options"), "{error}");
+    let error = task.prompt(&sample().unwrap()[0]).unwrap_err();
+    assert!(error.help.contains("validation.jsonl"), "{error:?}");
 }
 
 #[test]
@@ -178,5 +212,5 @@ fn scrolls_asks_first_and_has_no_official_wording() {
     let text = task.prompt(e).unwrap().render();
     assert!(text.starts_with(&format!("{}\n(A) ", e.meta["question"].as_str().unwrap())), "{}", &text[..200]);
     assert!(text.ends_with(&format!("\n\n{}", e.context)));
-    assert_eq!(with("prompt", "official").unwrap_err().help, "it has: e2llm, scrolls");
+    assert_eq!(with("prompt", "official").unwrap_err().help, "it has: e2llm, scrolls, zeroscrolls");
 }

@@ -151,6 +151,11 @@ impl Published {
         Ok(Self { wording: Wording::read(options, styles)?, longbench: Loaded::default() })
     }
 
+    /// Whether the wording is `style`.
+    pub fn is(&self, style: &str) -> bool {
+        self.wording.is(style)
+    }
+
     /// Reads the files that the wording needs.
     ///
     /// # Errors
