@@ -3,8 +3,9 @@
 //! same client.
 //!
 //! A file is used by its path (`--tasks FILE.toml`), or by its id where it is in a plugin folder. Files of records
-//! are JSON Lines, a JSON array or CSV (also .zst, .gz).
+//! are JSON Lines, a JSON array or CSV (also .zst, .gz), or Parquet.
 
+mod parquet;
 mod records;
 mod spec;
 mod task;

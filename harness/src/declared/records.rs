@@ -1,6 +1,7 @@
 //! Records of a declared task's files, and values in them.
 
-use super::spec::{Format, SourceSpec};
+use super::parquet;
+use super::spec::{Format, SourceSpec, TaskSpec};
 use csv::StringRecord;
 use e2llm_plugin::json_array::JsonArray;
 use e2llm_plugin::json_lines::{JsonLines, open_text};
@@ -14,11 +15,13 @@ use std::path::Path;
 ///
 /// # Errors
 /// A file that cannot be opened, or that is empty. A broken record is an error item.
-pub(super) fn read(path: &Path, spec: &SourceSpec) -> Result<Records> {
+pub(super) fn read(path: &Path, task: &TaskSpec) -> Result<Records> {
+    let spec = &task.source;
     let records: Records = match spec.format.unwrap_or_else(|| by_name(path)) {
         Format::Jsonl => Box::new(JsonLines::open(path)?),
         Format::Json => Box::new(JsonArray::open(path)?),
         Format::Csv => columns(path, spec)?,
+        Format::Parquet => parquet::rows(path, task)?,
     };
     let mut records = records.peekable();
     if records.peek().is_none() {
@@ -33,6 +36,8 @@ fn by_name(path: &Path) -> Format {
         Format::Csv
     } else if name.ends_with(".json") {
         Format::Json
+    } else if name.ends_with(".parquet") {
+        Format::Parquet
     } else {
         Format::Jsonl
     }

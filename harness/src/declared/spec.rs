@@ -90,6 +90,8 @@ pub enum Format {
     Json,
     /// Columns with a line of names first.
     Csv,
+    /// Columns in row groups; never inside .zst or .gz.
+    Parquet,
 }
 
 /// Paths of values in a record, e.g. `answer`, `meta.level`, `answers.0`.

@@ -95,7 +95,7 @@ impl Task for DeclaredTask {
         let path = source.locate(&patterns)?;
         let compiled = Arc::clone(&self.spec);
         let mut n = 0;
-        Ok(examples(read(&path, &spec.source)?, move |record| {
+        Ok(examples(read(&path, spec)?, move |record| {
             let samples = samples(record.clone(), compiled.spec.source.each.as_deref())?;
             let example = |sample: &Record| {
                 n += 1;

@@ -238,3 +238,98 @@ fn mistakes_are_shown_where_they_are() {
         assert!(shown.contains(place), "lacks {place}: {shown}");
     }
 }
+
+/// A Parquet file of two row groups: text columns, a list of texts, a number and a struct.
+fn parquet_file(path: &Path) -> ::parquet::file::metadata::ParquetMetaData {
+    use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    let schema = "message records {
+        REQUIRED BYTE_ARRAY text (UTF8);
+        OPTIONAL BYTE_ARRAY who;
+        OPTIONAL group answer (LIST) { REPEATED group list { OPTIONAL BYTE_ARRAY element (UTF8); } }
+        OPTIONAL group more { OPTIONAL INT64 level; }
+    }";
+    let schema = ::parquet::schema::parser::parse_message_type(schema).unwrap();
+    let properties = ::parquet::file::properties::WriterProperties::builder()
+        .set_compression(::parquet::basic::Compression::SNAPPY)
+        .set_dictionary_enabled(false);
+    let file = fs::File::create(path).unwrap();
+    let mut writer = ::parquet::file::writer::SerializedFileWriter::new(
+        file,
+        Arc::new(schema),
+        Arc::new(properties.build()),
+    )
+    .unwrap();
+    let texts = |all: &[&str]| all.iter().map(|t| ByteArray::from(*t)).collect::<Vec<_>>();
+    for (text, who, answers, level) in [
+        (["Ann bakes.", "Ben sings."], "Ann", ["a baker", "baker", "a singer"], 1),
+        (["x", "y"], "Zoë", ["a", "b", "c"], 2),
+    ] {
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&texts(&text), None, None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&texts(&[who, who]), Some(&[1, 1]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let (levels, repeats) = (Some(&[3, 3, 3][..]), Some(&[0, 1, 0][..]));
+        column.typed::<ByteArrayType>().write_batch(&texts(&answers), levels, repeats).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[level], Some(&[2, 0]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    writer.close().unwrap()
+}
+
+#[test]
+fn parquet_rows_become_examples_and_mistakes_name_row_and_column() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.parquet");
+    let metadata = parquet_file(&path);
+    let spec = GOOD
+        .replace("{split}.tsv", "{split}.parquet")
+        .replace("id = \"key\"\n", "")
+        .replace("group = \"more.document\"\n", "");
+    let read_all = |spec: &str| -> e2llm_plugin::Result<Vec<Example>> {
+        read(spec).unwrap().client().unwrap().open(&Source::folder(dir.path(), "test"))?.collect()
+    };
+    let all = read_all(&spec).unwrap();
+    let contexts: Vec<_> = all.iter().map(|e| e.context.as_str()).collect();
+    assert_eq!(contexts, ["Ann bakes.", "Ben sings.", "x", "y"]);
+    assert_eq!(
+        (all[0].references.as_slice(), all[0].id.as_str()),
+        (&["a baker".to_owned(), "baker".into()][..], "1")
+    );
+    assert_eq!(
+        (all[3].instruction.as_str(), &all[3].references[0]),
+        ("Who is Zoë?\nAnswer shortly.", &"c".to_owned())
+    );
+    assert_eq!((&all[0].meta["level"], all[1].meta.get("level")), (&1.into(), None));
+
+    for (from, to, message) in [
+        ("context = \"text\"", "context = \"texts\"", "has no column `texts` (fields.context)"),
+        ("[\"answer\", \"more.answers\"]", "[\"gold\"]", "has no column `gold` (fields.references)"),
+        ("{{ who }}", "{{ whom }}", "row 1: prompt.instruction cannot be rendered"),
+        ("context = \"text\"", "context = \"answer\"", "row 1: field `answer` (fields.context) is no text"),
+    ] {
+        let error = read_all(&spec.replace(from, to)).unwrap_err();
+        assert!(error.message.contains(message), "{error}");
+        assert!(error.message.contains("test.parquet"), "{error}");
+    }
+    let error = read_all(&spec.replace("context = \"text\"", "context = \"texts\"")).unwrap_err();
+    assert_eq!(error.help, "did you mean `text`? its columns are: text, who, answer, more");
+
+    // damage in a column of the second row group
+    let mut bytes = fs::read(&path).unwrap();
+    let at = usize::try_from(metadata.row_group(1).column(2).data_page_offset()).unwrap();
+    bytes[at..at + 12].fill(0xff);
+    fs::write(&path, &bytes).unwrap();
+    let error = read_all(&spec).unwrap_err();
+    assert!(error.message.contains("test.parquet, row 3: column `answer`: "), "{error}");
+    fs::write(&path, "no Parquet").unwrap();
+    assert!(read_all(&spec).unwrap_err().message.contains("test.parquet: "));
+    fs::rename(&path, dir.path().join("test.parquet.gz")).unwrap();
+    assert!(read_all(&spec).unwrap_err().help.starts_with("unpack it"));
+}
