@@ -122,6 +122,14 @@ fn all_tasks_from_end_to_end() {
     }
     let timings = text(&out, "timings.csv");
     assert_eq!(timings.lines().count(), 1 + TASKS.len());
+    let cells = self::rows(&text(&out, "heatmap.csv"));
+    let niah: Vec<_> =
+        cells.iter().filter(|c| c["task"] == "niah" && c["metric"] == "needle_recall").collect();
+    let at: Vec<_> = niah.iter().map(|c| (&*c["length"], &*c["by"], &*c["level"], &*c["n"])).collect();
+    let depths = ["0", "50", "100"];
+    let grid = ["1500", "2500"].into_iter().flat_map(|l| depths.map(|d| (l, "depth", d, "1")));
+    assert_eq!(at, grid.collect::<Vec<_>>());
+    assert!(cells.iter().any(|c| c["task"] == "ruler" && c["by"] == "task" && c["level"] == "vt"));
     let manifest = text(&out, "manifest.toml");
     assert!(
         manifest.contains("format = 1")

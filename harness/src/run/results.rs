@@ -3,14 +3,15 @@
 use super::scoring::MetricSet;
 use crate::failure::Result;
 use crate::score::{
-    Bootstrap, LeaderboardRun, Results, Rows, RunIdentity, Samples, TaskMeta, TaskResults, TaskTimings,
+    Bootstrap, LeaderboardRun, Results, Rows, RunIdentity, Samples, TaskMeta, TaskResults, TaskTimings, cells,
+    heatmap_csv,
     leaderboard_csv, task_results, timings_csv,
 };
 use crate::store::{Manifest, RunFolder, TaskEntry};
 use e2llm_plugin::{Aggregate, MetricInfo};
 
-/// Aggregates every task of a run that has samples and writes `results.json`, `leaderboard.csv` and `timings.csv`.
-/// `metrics` gives a task's metric plugins.
+/// Aggregates every task of a run that has samples and writes `results.json`, `leaderboard.csv` and `timings.csv`, and
+/// `heatmap.csv` where a task varies lengths. `metrics` gives a task's metric plugins.
 ///
 /// # Errors
 /// Damaged samples; a metric that fails; files that cannot be written.
@@ -21,7 +22,7 @@ pub fn write_results(
     rescore: bool,
 ) -> Result<Results> {
     let bootstrap = Bootstrap { seed: manifest.seed, resamples: manifest.bootstrap };
-    let (mut tasks, mut timings) = (Vec::new(), Vec::new());
+    let (mut tasks, mut timings, mut heatmap) = (Vec::new(), Vec::new(), Vec::new());
     for entry in &manifest.tasks {
         // not all records at once: they are as large as all questions and answers
         let mut set = None;
@@ -38,6 +39,8 @@ pub fn write_results(
         }
         let Some(set) = set else { continue };
         timings.push(TaskTimings::of(&entry.id, &samples));
+        let infos = infos(&set);
+        heatmap.extend(cells(&entry.id, &samples, &infos, &set.wanted, &aggregate_by(&set))?);
         tasks.push(aggregate(manifest, entry, &samples, &set, bootstrap)?);
     }
     let run = RunIdentity::new(&manifest.backend, manifest.seed, manifest.bootstrap);
@@ -48,6 +51,9 @@ pub fn write_results(
     folder.write("results.json", &results.to_json()?)?;
     folder.write("leaderboard.csv", &table)?;
     folder.write("timings.csv", &timings_csv(&timings)?)?;
+    if !heatmap.is_empty() {
+        folder.write("heatmap.csv", &heatmap_csv(&heatmap)?)?;
+    }
     Ok(results)
 }
 
@@ -68,8 +74,11 @@ fn aggregate(
         primary_metric: entry.primary_metric.clone(),
         sample_data: entry.sample_data,
     };
-    let infos: Vec<MetricInfo> = set.plugins.iter().map(|p| p.info.clone()).collect();
-    task_results(&meta, samples, &infos, &set.wanted, bootstrap, &aggregate_by(set))
+    task_results(&meta, samples, &infos(set), &set.wanted, bootstrap, &aggregate_by(set))
+}
+
+fn infos(set: &MetricSet) -> Vec<MetricInfo> {
+    set.plugins.iter().map(|p| p.info.clone()).collect()
 }
 
 /// The metrics' own way from rows to corpus values.

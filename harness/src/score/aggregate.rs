@@ -197,15 +197,21 @@ struct Scope<'a> {
 }
 
 impl Scope<'_> {
+    /// The families that a wanted value belongs to.
+    fn used(&self) -> impl Iterator<Item = &MetricInfo> {
+        self.metrics.iter().filter(|m| self.wanted.iter().any(|w| w.metric.id == m.id))
+    }
+
     fn slice(&self, slice: &Slice<'_>) -> Result<SliceResults> {
         let samples = &slice.samples;
         let answered: Vec<_> = samples.iter().copied().filter(|s| !s.failed()).collect();
         let clusters = Clusters::new(samples.iter().map(|s| &*s.group));
-        let values = self.corpus_values(samples)?;
+        let of = |samples: &[&Sample]| corpus_values(self.used(), self.columns, samples, self.aggregate);
+        let values = of(samples)?;
         let completed = match answered.len() {
             0 => None,
             n if n == samples.len() => Some(values.clone()),
-            _ => Some(self.corpus_values(&answered)?),
+            _ => Some(of(&answered)?),
         };
         let metric = |w: &Wanted<'_>| -> Result<MetricResult> {
             let statistic = statistic(w.value, self.columns, samples);
@@ -233,21 +239,25 @@ impl Scope<'_> {
             metrics: self.wanted.iter().map(metric).collect::<Result<_>>()?,
         })
     }
+}
 
-    /// All corpus values, as the metrics themselves make them.
-    fn corpus_values(&self, samples: &[&Sample]) -> Result<Aggregate> {
-        let mut values = Aggregate::new();
-        for metric in self.metrics {
-            if !self.wanted.iter().any(|w| w.metric.id == metric.id) {
-                continue;
-            }
-            let rows = Rows::new(self.columns, samples, metric);
-            let found =
-                (self.aggregate)(metric, &rows).map_err(|f| f.within(format!("metric `{}`", metric.id)))?;
-            values.extend(found.into_iter().filter(|(id, _)| metric.values.iter().any(|v| v.id == *id)));
-        }
-        Ok(values)
+/// All corpus values of `metrics`, as they themselves make them.
+///
+/// # Errors
+/// A metric that fails.
+pub(super) fn corpus_values<'a>(
+    metrics: impl IntoIterator<Item = &'a MetricInfo>,
+    columns: &Columns,
+    samples: &[&Sample],
+    aggregate: &Aggregator<'_>,
+) -> Result<Aggregate> {
+    let mut values = Aggregate::new();
+    for metric in metrics {
+        let rows = Rows::new(columns, samples, metric);
+        let found = aggregate(metric, &rows).map_err(|f| f.within(format!("metric `{}`", metric.id)))?;
+        values.extend(found.into_iter().filter(|(id, _)| metric.values.iter().any(|v| v.id == *id)));
     }
+    Ok(values)
 }
 
 /// What a metric aggregates of samples, made one by one: they are many, and only sums come of them.

@@ -4,6 +4,7 @@
 //! SampleRecord* --> Samples --task_results--> TaskResults --+--> Results (results.json)
 //!                           |                               +--> leaderboard_csv, leaderboard_markdown (one run or many)
 //!                           +--TaskTimings::of--> timings_csv
+//!                           +--cells--> heatmap_csv
 //! SampleRecord* of several runs --Comparison::add_task--> Comparison --> comparison_text, _csv, _markdown
 //! ```
 //!
@@ -13,6 +14,7 @@
 
 mod aggregate;
 mod compare;
+mod heatmap;
 mod leaderboard;
 mod markdown;
 mod results;
@@ -29,6 +31,7 @@ pub use compare::{
     CompareSettings, Comparison, DEFAULT_PERMUTATIONS, Difference, Normalised, TaskRun, Values,
     comparison_csv, comparison_markdown, comparison_text, notes as comparison_notes,
 };
+pub use heatmap::{Cell, cells, heatmap_csv};
 pub use leaderboard::{LeaderboardRun, leaderboard_csv};
 pub use markdown::leaderboard_markdown;
 pub use results::{

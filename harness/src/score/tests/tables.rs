@@ -148,3 +148,29 @@ fn timings_by_hand() {
     ];
     assert_eq!(timings_csv(&[timings, empty]).unwrap(), expected.join("\r\n"));
 }
+
+#[test]
+fn a_heat_map_has_every_length_with_every_depth() {
+    let at = |i: u64, length: &str, depth: &str, a: f64| {
+        in_slice(in_slice(answered(i, "d", &[("a", a)]), "length", length), "depth", depth)
+    };
+    let broken = in_slice(in_slice(failed(4, "d", "e"), "length", "16000"), "depth", "50");
+    let records = [
+        at(0, "16000", "50", 1.0),
+        at(1, "4000", "100", 0.5),
+        at(2, "4000", "0", 1.0),
+        at(3, "4000", "100", 0.0),
+        broken,
+    ];
+    let found = cells("niah", &records.iter().collect(), &[metric()], &["a".to_owned()], &as_declared).unwrap();
+    let text = heatmap_csv(&found).unwrap();
+    assert_eq!(
+        text,
+        "task,length,by,level,metric,unit,value,n\r\n\
+         niah,4000,depth,0,a,%,100.0000,1\r\n\
+         niah,4000,depth,100,a,%,25.0000,2\r\n\
+         niah,16000,depth,50,a,%,50.0000,2\r\n"
+    );
+    let words = in_slice(answered(0, "d", &[("a", 1.0)]), "length", "short");
+    assert!(cells("v2", &[words].iter().collect(), &[metric()], &["a".to_owned()], &as_declared).unwrap().is_empty());
+}
