@@ -14,6 +14,7 @@ mod invoke;
 mod laws;
 mod libraries;
 mod loader;
+mod memory;
 mod metric_in_c;
 mod models;
 mod panics;
