@@ -15,7 +15,7 @@ const SHOWN: usize = 300;
 /// Data that is missing or broken.
 pub(super) fn dry_run(settings: &RunSettings, tasks: Vec<OpenTask>, as_json: bool) -> Result<Exit> {
     for task in tasks {
-        let plan = TaskPlan::new(task, settings, "dry-run")?;
+        let plan = TaskPlan::new(task, settings, "dry-run", None)?;
         let (mut words, mut first, mut ids) = (Vec::new(), None, Vec::new());
         for example in plan.examples()? {
             let example = example?;

@@ -5,7 +5,8 @@ use crate::config::{Asked, BatchSize, RunArgs, RunSettings};
 use crate::failure::{Exit, Failure, Result};
 use crate::plugins::{Index, SearchPath, set_cancel_flag, set_token_counter};
 use crate::run::{
-    Finished, OpenTask, TaskPlan, all_methods, build, check, execute, open_tasks, registry, write_results,
+    Finished, OpenTask, TaskPlan, TrainedOn, all_methods, build, check, execute, open_tasks, registry,
+    write_results,
 };
 use crate::score::Results;
 use crate::store::{FORMAT, Manifest, PluginUsed, RunFolder, TaskEntry};
@@ -95,9 +96,10 @@ impl Evaluation<'_> {
         }
         set_token_counter(self.counter.get_or_insert_with(|| backend.token_counter()).clone());
         let fingerprint = backend.info().fingerprint.clone();
+        let trained_on = TrainedOn::of(settings)?;
         let plans = tasks
             .into_iter()
-            .map(|task| TaskPlan::new(task, settings, &fingerprint))
+            .map(|task| TaskPlan::new(task, settings, &fingerprint, trained_on.as_ref()))
             .collect::<Result<Vec<_>>>()?;
         check_plans(settings, &plans)?;
         let manifest = manifest(settings, &plans, backend.as_ref())?;

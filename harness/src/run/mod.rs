@@ -7,6 +7,7 @@ mod progress;
 mod results;
 mod scoring;
 mod tasks;
+mod trained_on;
 
 pub use backends::{all_methods, build, check, fetcher, find, registry};
 pub use execute::{Finished, execute};
@@ -15,3 +16,4 @@ pub use progress::Reporter;
 pub use results::{aggregate_by, write_results};
 pub use scoring::{MetricPlugin, MetricSet};
 pub use tasks::{OpenTask, open_tasks};
+pub use trained_on::TrainedOn;

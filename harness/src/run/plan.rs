@@ -1,6 +1,7 @@
 //! What a run will do, laid out before it starts: the same plan whether it is interrupted or not.
 
 use super::tasks::OpenTask;
+use super::trained_on::TrainedOn;
 use crate::config::RunSettings;
 use crate::data;
 use crate::failure::{Failure, Result};
@@ -100,11 +101,17 @@ pub(super) fn request(settings: &RunSettings, example: &Example, prompt: Prompt)
 }
 
 impl TaskPlan {
-    /// Reads a task's source from end to end: every record, every prompt.
+    /// Reads a task's source from end to end: every record, every prompt. `trained_on` is what the model was trained on,
+    /// where that is known.
     ///
     /// # Errors
     /// Data that is missing or broken; sample ids that do not exist or occur twice.
-    pub fn new(task: OpenTask, settings: &RunSettings, backend_fingerprint: &str) -> Result<Self> {
+    pub fn new(
+        task: OpenTask,
+        settings: &RunSettings,
+        backend_fingerprint: &str,
+        trained_on: Option<&TrainedOn>,
+    ) -> Result<Self> {
         let selection = Selection::new(settings, &task.info.id);
         let within =
             |e: e2llm_plugin::Error| Box::<Failure>::from(e).within(format!("task `{}`", task.info.id));
@@ -120,6 +127,7 @@ impl TaskPlan {
             .collect::<Result<Vec<_>>>()?;
         let (mut samples, mut ids, mut wordings) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         let mut style = String::new();
+        let mut seen_in_training = trained_on.map(|_| 0);
         let mut questions = Fingerprint::new("questions", "1");
         for example in selection.clone().examples(stream) {
             let example = example.map_err(within)?;
@@ -129,6 +137,9 @@ impl TaskPlan {
                     "task `{}`: sample id `{}` occurs twice in its data",
                     task.info.id, example.id
                 )));
+            }
+            if let (Some(n), Some(list)) = (&mut seen_in_training, trained_on) {
+                *n += u64::from(list.has(&example.context) || list.has(&prompt.context));
             }
             let generation = generation(settings, &prompt, &example.id);
             let mut key = Fingerprint::new("sample", &format!("{}@{}", task.info.id, task.info.version));
@@ -171,6 +182,7 @@ impl TaskPlan {
             samples: samples.len() as u64,
             plan: plan.finish(),
             questions: questions.finish(),
+            trained_on: seen_in_training,
             files,
         };
         Ok(Self { task, samples, entry, selection })

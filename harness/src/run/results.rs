@@ -73,6 +73,7 @@ fn aggregate(
         truncation: manifest.backend.truncation.clone(),
         primary_metric: entry.primary_metric.clone(),
         sample_data: entry.sample_data,
+        trained_on: entry.trained_on,
     };
     task_results(&meta, samples, &infos(set), &set.wanted, bootstrap, &aggregate_by(set))
 }

@@ -106,7 +106,8 @@ fn line<'a>(
     let identity = &run.results.run;
     let tokens = slice.tokens.as_ref();
     let mut notes: Vec<&str> = identity.warnings.iter().map(String::as_str).collect();
-    notes.push(&metric.note);
+    let trained_on = trained_on(meta);
+    notes.extend([trained_on.as_str(), &metric.note]);
     notes.retain(|n| !n.is_empty());
     Line {
         run: run.name,
@@ -137,6 +138,14 @@ fn line<'a>(
         soft_tokens: optional(tokens.map(|t| t.soft)),
         sample_data: meta.sample_data,
         note: notes.join("; "),
+    }
+}
+
+/// Says how many samples are no test of a model; nothing where there are none.
+fn trained_on(meta: &TaskMeta) -> String {
+    match meta.trained_on {
+        Some(n) if n > 0 => format!("the model was trained on the texts of {n} of the task's samples"),
+        _ => String::new(),
     }
 }
 

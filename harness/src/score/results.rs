@@ -86,6 +86,9 @@ pub struct TaskMeta {
     pub primary_metric: String,
     /// Whether the records are the sample that ships with the task: such a result is no benchmark result.
     pub sample_data: bool,
+    /// Samples about texts that the model was trained on; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<u64>,
 }
 
 /// All of one task.

@@ -50,6 +50,9 @@ pub struct TaskEntry {
     /// Hash of all prompts and references in order, whatever answers them; empty in runs of old versions.
     #[serde(default)]
     pub questions: String,
+    /// Samples about texts that the model was trained on; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<u64>,
     /// Files read.
     pub files: Vec<FileUsed>,
 }

@@ -18,8 +18,10 @@ mod dataset;
 mod ids;
 mod manifest;
 mod prepare;
+mod trained_on;
 mod writer;
 
 pub use dataset::{Dataset, Question};
 pub use manifest::{Manifest, SplitInfo};
 pub use prepare::{Assign, BadRecord, Incoming, PrepareSettings, Record, Report, prepare};
+pub use trained_on::{DIGITS, TRAINED_ON, trained_on};

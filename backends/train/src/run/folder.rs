@@ -1,6 +1,7 @@
 //! The folder of a training: its settings and checkpoints.
 
 use crate::config::TrainConfig;
+use crate::data::{TRAINED_ON, trained_on};
 use crate::{Optimizer, Result, TrainError, Trainable};
 use candle_core::{DType, Device};
 use e2llm_lm::{Weights, write_safetensors};
@@ -173,6 +174,7 @@ impl RunFolder {
             fs::write(&path, text).map_err(TrainError::io(&path))
         };
         write(CONFIG, config_text(config)?)?;
+        write(TRAINED_ON, trained_on(&config.data.folder, config.model.start.as_deref())?)?;
         let json = serde_json::to_string_pretty(state).map_err(|e| TrainError::file(folder, e))?;
         write(STATE, json + "\n")?;
         sync_all(folder)

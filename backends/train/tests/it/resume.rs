@@ -66,6 +66,10 @@ fn checkpoints_are_kept_as_asked_and_can_be_used() {
     let reference =
         std::fs::read_to_string(folder.join("checkpoints/step-00000009/encoder/source.toml")).unwrap();
     assert!(reference.contains("source = \"encoder\"") && reference.contains("sha256"), "{reference}");
+    let listed = std::fs::read_to_string(folder.join("checkpoints/step-00000009/trained_on.txt")).unwrap();
+    let documents = std::fs::read_to_string(config.data.folder.join("train/documents.txt")).unwrap();
+    assert_eq!(listed.lines().count(), documents.lines().count());
+    assert!(documents.lines().all(|d| listed.contains(&d[..16])));
     for file in ["metrics.jsonl", "loss.svg", "config.toml"] {
         assert!(folder.join(file).metadata().unwrap().len() > 0, "{file}");
     }

@@ -243,6 +243,7 @@ fn entry() -> TaskEntry {
         samples: 4,
         plan: "p".into(),
         questions: "q".into(),
+        trained_on: None,
         files: Vec::new(),
     }
 }

@@ -87,6 +87,7 @@ pub(super) fn meta(primary: &str) -> TaskMeta {
         truncation: "none".into(),
         primary_metric: primary.into(),
         sample_data: true,
+        trained_on: None,
     }
 }
 

@@ -174,3 +174,15 @@ fn a_heat_map_has_every_length_with_every_depth() {
     let words = in_slice(answered(0, "d", &[("a", 1.0)]), "length", "short");
     assert!(cells("v2", &[words].iter().collect(), &[metric()], &["a".to_owned()], &as_declared).unwrap().is_empty());
 }
+
+#[test]
+fn a_row_says_how_many_texts_the_model_was_trained_on() {
+    let mut results = results();
+    let note = |results: &Results| {
+        read(&leaderboard_csv(&[LeaderboardRun { name: "r", results }]).unwrap())[1].last().unwrap().clone()
+    };
+    results.tasks[0].meta.trained_on = Some(0);
+    assert!(!note(&results).contains("trained on"));
+    results.tasks[0].meta.trained_on = Some(2);
+    assert!(note(&results).contains("the model was trained on the texts of 2 of the task's samples"));
+}
