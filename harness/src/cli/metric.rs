@@ -23,27 +23,22 @@ const BLOCK: usize = 4096;
 pub(super) fn metric(args: &MetricArgs) -> Result<Exit> {
     let index = Index::scan(&SearchPath::usual(&args.plugins.plugin_dir))?;
     let set = MetricSet::load(&index, &args.names)?;
-    let mut pairs = open(&args.input)?;
+    let pairs = open(&args.input)?;
     let threads =
         args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
     let mut rows = Vec::new();
-    loop {
-        let block = pairs.by_ref().take(BLOCK).collect::<e2llm_plugin::Result<Vec<_>>>()?;
-        if block.is_empty() {
-            break;
+    // the next block is read while one is scored
+    std::thread::scope(|scope| {
+        let (sender, blocks) = mpsc::sync_channel(1);
+        scope.spawn(move || read_blocks(pairs, &sender));
+        for block in blocks {
+            for (scores, lines) in score_block(&set, &block?, threads, args.aggregate)? {
+                rows.extend(scores.into_iter().map(|scores| Row { scores }));
+                output::print(&lines)?;
+            }
         }
-        let scores = score_block(&set, &block, threads)?;
-        if args.aggregate {
-            rows.extend(scores.into_iter().map(|scores| Row { scores }));
-            continue;
-        }
-        let mut lines = String::new();
-        for scores in &scores {
-            lines += &Value::Object(in_order(&set, scores)).to_string();
-            lines.push('\n');
-        }
-        output::print(&lines)?;
-    }
+        Ok::<_, Box<Failure>>(())
+    })?;
     if args.aggregate {
         if rows.is_empty() {
             return Err(Failure::usage(format!("{} holds no pairs", args.input.display())));
@@ -69,28 +64,42 @@ fn open(input: &Path) -> Result<JsonLines> {
     Ok(JsonLines::open(input)?)
 }
 
-/// Scores a block over threads; the scores are in the pairs' order.
-fn score_block(set: &MetricSet, block: &[Record], threads: usize) -> Result<Vec<Scores>> {
-    let part = block.len().div_ceil(threads).max(1);
-    let (sender, receiver) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for (i, records) in block.chunks(part).enumerate() {
-            let sender = sender.clone();
-            scope.spawn(move || {
-                let scores: std::result::Result<Vec<_>, String> =
-                    records.iter().map(|r| score(set, r)).collect();
-                let _ = sender.send((i, scores)); // the receiver outlives the scope
-            });
+/// Sends the pairs block by block, until there are no more or nobody wants them.
+fn read_blocks(mut pairs: JsonLines, sender: &mpsc::SyncSender<e2llm_plugin::Result<Vec<Record>>>) {
+    loop {
+        let block = pairs.by_ref().take(BLOCK).collect::<e2llm_plugin::Result<Vec<_>>>();
+        let is_last = !matches!(&block, Ok(block) if block.len() == BLOCK);
+        if sender.send(block).is_err() || is_last {
+            return;
         }
-    });
-    drop(sender);
-    let mut parts: Vec<_> = receiver.into_iter().collect();
-    parts.sort_by_key(|(i, _)| *i);
-    let mut all = Vec::with_capacity(block.len());
-    for (_, scores) in parts {
-        all.extend(scores.map_err(Failure::failed)?);
     }
-    Ok(all)
+}
+
+/// Scores of some pairs to aggregate, or the lines that show them.
+type Made = (Vec<Scores>, String);
+
+/// Scores a block over threads, each a part of it; the parts are in the pairs' order.
+fn score_block(set: &MetricSet, block: &[Record], threads: usize, aggregate: bool) -> Result<Vec<Made>> {
+    let make = |records: &[Record]| -> std::result::Result<Made, String> {
+        let (mut all, mut lines) = (Vec::new(), String::new());
+        for record in records {
+            let scores = score(set, record)?;
+            if aggregate {
+                all.push(scores);
+            } else {
+                lines += &Value::Object(in_order(set, &scores)).to_string();
+                lines.push('\n');
+            }
+        }
+        Ok((all, lines))
+    };
+    let part = block.len().div_ceil(threads).max(1);
+    let parts: Vec<_> = std::thread::scope(|scope| {
+        let parts: Vec<_> = block.chunks(part).map(|part| scope.spawn(move || make(part))).collect();
+        let ended = || Err("a thread that scored pairs has ended".to_owned());
+        parts.into_iter().map(|part| part.join().unwrap_or_else(|_| ended())).collect()
+    });
+    parts.into_iter().map(|part| part.map_err(Failure::failed)).collect()
 }
 
 fn score(set: &MetricSet, record: &Record) -> std::result::Result<Scores, String> {
