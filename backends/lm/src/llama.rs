@@ -236,7 +236,10 @@ impl Layer {
         Some(e2llm_kernels::CachedLayer {
             input_norm: &self.input_norm,
             post_norm: &self.post_norm,
-            linears: linears.filter(|_| self.head_norms.is_none() && self.cross.is_none())?.try_into().ok()?,
+            linears: linears
+                .filter(|_| self.head_norms.is_none() && self.cross.is_none())?
+                .try_into()
+                .ok()?,
             eps: self.eps,
         })
     }

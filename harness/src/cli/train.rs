@@ -63,24 +63,27 @@ pub(super) fn open_model(
         .transpose()?;
     let decoder = base(&fetcher, &config.model.decoder, "decoder", |f| f.decoder)?;
     let sources = Sources { encoder, decoder };
-    let say = |warnings: &[String]| {
-        for warning in warnings.iter().filter(|_| !quiet) {
-            output::note(&format!("note: {warning}"));
+    match method {
+        Method::E2llm => opened(E2llmTask::open(&sources, config, &device), E2llmTask::warnings, quiet),
+        Method::Cepe => opened(CepeTask::open(&sources, config, &device), CepeTask::warnings, quiet),
+        Method::Lloco => opened(LlocoTask::open(&sources, config, &device), LlocoTask::warnings, quiet),
+        Method::SftTruncate | Method::SftNoContext | Method::Longlora => {
+            opened(SftTask::open(&sources, config, &device), SftTask::warnings, quiet)
         }
-    };
-    macro_rules! opened {
-        ($task:ty) => {{
-            let task = <$task>::open(&sources, config, &device).map_err(failure)?;
-            say(task.warnings());
-            Box::new(task)
-        }};
     }
-    Ok(match method {
-        Method::E2llm => opened!(E2llmTask),
-        Method::Cepe => opened!(CepeTask),
-        Method::Lloco => opened!(LlocoTask),
-        Method::SftTruncate | Method::SftNoContext | Method::Longlora => opened!(SftTask),
-    })
+}
+
+/// What was opened, after saying what whoever trains it should know.
+fn opened<T: Trainable + 'static>(
+    task: e2llm_train::Result<T>,
+    warnings: fn(&T) -> &[String],
+    quiet: bool,
+) -> Result<Box<dyn Trainable>> {
+    let task = task.map_err(failure)?;
+    for warning in warnings(&task).iter().filter(|_| !quiet) {
+        output::note(&format!("note: {warning}"));
+    }
+    Ok(Box::new(task))
 }
 
 /// The settings in a file.

@@ -211,7 +211,9 @@ mod tests {
     #[test]
     fn the_shipped_file_is_good() {
         let all = asked(include_str!("../../../configs/compare.toml"), &[]).unwrap();
-        assert_eq!(labels(&all), ["no-context", "truncate", "truncate-left", "e2llm"]);
+        let labels = labels(&all);
+        assert_eq!(labels[..4], ["no-context", "truncate", "truncate-left", "full"]);
+        assert_eq!(labels[4..], ["rag", "streaming", "yarn", "e2llm"]);
         assert!(all.runs.iter().all(|r| crate::run::check(r).unwrap()), "each needs a model");
     }
 

@@ -3,9 +3,8 @@
 use super::scoring::MetricSet;
 use crate::failure::Result;
 use crate::score::{
-    Bootstrap, LeaderboardRun, Results, Rows, RunIdentity, Samples, TaskMeta, TaskResults, TaskTimings, cells,
-    heatmap_csv,
-    leaderboard_csv, task_results, timings_csv,
+    Bootstrap, LeaderboardRun, Results, Rows, RunIdentity, Samples, TaskMeta, TaskResults, TaskTimings,
+    cells, heatmap_csv, leaderboard_csv, task_results, timings_csv,
 };
 use crate::store::{Manifest, RunFolder, TaskEntry};
 use e2llm_plugin::{Aggregate, MetricInfo};

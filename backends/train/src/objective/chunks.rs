@@ -9,12 +9,15 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// The reconstruction items of each split and window: chunks of each. Windows do not overlap.
+/// The chunks of each reconstruction item.
+type Chunks = Rc<Vec<Range<usize>>>;
+
+/// The reconstruction items of each split and window. Windows do not overlap.
 #[derive(Default)]
-pub(super) struct Windows(RefCell<BTreeMap<(Split, usize), Rc<Vec<Range<usize>>>>>);
+pub(super) struct Windows(RefCell<BTreeMap<(Split, usize), Chunks>>);
 
 impl Windows {
-    pub(super) fn of(&self, data: &Data, split: Split, window: usize) -> Rc<Vec<Range<usize>>> {
+    pub(super) fn of(&self, data: &Data, split: Split, window: usize) -> Chunks {
         let make = || {
             let data = data.split(split);
             let of = |document: usize| {

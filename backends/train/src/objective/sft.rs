@@ -80,11 +80,7 @@ impl SftTask {
         }
         let tokenizer = files.tokenizer.clone().ok_or_else(|| no_tokenizer(&sources.decoder.path))?;
         data.check_tokenizer("decoder", &tokenizer)?;
-        let style = E2llmConfig {
-            context_prefix: String::new(),
-            instruction_prefix: "\n\n".into(),
-            ..E2llmConfig::default()
-        };
+        let style = e2llm_baselines::trained::plain_style();
         let mut task = Self {
             eos: end_token(&files, &tokenizer)?,
             window: files.config.max_position_embeddings,

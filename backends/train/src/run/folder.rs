@@ -174,7 +174,10 @@ impl RunFolder {
             fs::write(&path, text).map_err(TrainError::io(&path))
         };
         write(CONFIG, config_text(config)?)?;
-        write(TRAINED_ON, trained_on(&config.data.folder, config.model.start.as_deref())?)?;
+        // Something of a caller's own may be trained on no prepared data.
+        if !config.data.folder.as_os_str().is_empty() {
+            write(TRAINED_ON, trained_on(&config.data.folder, config.model.start.as_deref())?)?;
+        }
         let json = serde_json::to_string_pretty(state).map_err(|e| TrainError::file(folder, e))?;
         write(STATE, json + "\n")?;
         sync_all(folder)

@@ -162,7 +162,8 @@ fn a_heat_map_has_every_length_with_every_depth() {
         at(3, "4000", "100", 0.0),
         broken,
     ];
-    let found = cells("niah", &records.iter().collect(), &[metric()], &["a".to_owned()], &as_declared).unwrap();
+    let found =
+        cells("niah", &records.iter().collect(), &[metric()], &["a".to_owned()], &as_declared).unwrap();
     let text = heatmap_csv(&found).unwrap();
     assert_eq!(
         text,
@@ -172,7 +173,11 @@ fn a_heat_map_has_every_length_with_every_depth() {
          niah,16000,depth,50,a,%,50.0000,2\r\n"
     );
     let words = in_slice(answered(0, "d", &[("a", 1.0)]), "length", "short");
-    assert!(cells("v2", &[words].iter().collect(), &[metric()], &["a".to_owned()], &as_declared).unwrap().is_empty());
+    assert!(
+        cells("v2", &[words].iter().collect(), &[metric()], &["a".to_owned()], &as_declared)
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
