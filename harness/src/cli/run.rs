@@ -96,7 +96,7 @@ impl Evaluation<'_> {
         }
         set_token_counter(self.counter.get_or_insert_with(|| backend.token_counter()).clone());
         let fingerprint = backend.info().fingerprint.clone();
-        let trained_on = TrainedOn::of(settings)?;
+        let trained_on = TrainedOn::of(settings, backend.info(), quiet, &self.cancel)?;
         let plans = tasks
             .into_iter()
             .map(|task| TaskPlan::new(task, settings, &fingerprint, trained_on.as_ref()))

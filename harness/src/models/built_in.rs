@@ -10,6 +10,7 @@ macro_rules! files {
 const FILES: &[(&str, &[u8])] = files![
     "e2llm-135m/e2llm_config.json",
     "e2llm-135m/base.json",
+    "e2llm-135m/trained_on.txt",
     "e2llm-135m/e2llm.safetensors.index.json",
     "e2llm-135m/e2llm-00001-of-00002.safetensors",
     "e2llm-135m/e2llm-00002-of-00002.safetensors",
