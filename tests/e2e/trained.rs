@@ -55,6 +55,10 @@ fn smoke_models_are_trained_and_answer() {
         let args = ["run", "--tasks", "niah", "--task-option", "niah.lengths=300", "--backend", method];
         let more = ["--limit", "1", "--max-new-tokens", "3", "--offline", "--model", arg(&model)];
         bench(&[&args[..], &more[..], &["--out", arg(&run)]].concat()).code(0).prints(&["niah"]);
+        let other = if method == "cepe" { "lloco" } else { "cepe" };
+        let wrong = ["run", "--tasks", "niah", "--backend", other, "--offline", "--model", arg(&model)];
+        let wrong_out = dir.path().join("wrong");
+        bench(&[&wrong[..], &["--out", arg(&wrong_out)]].concat()).code(2).says(&["checkpoint of", method]);
         let usage = &samples(&run, "niah")[0]["outcome"]["answered"]["usage"];
         let tokens = |key: &str| usage[key].as_u64().unwrap_or_else(|| panic!("{method}: {usage}"));
         assert_eq!(tokens("context_compressed"), tokens("context_tokens"), "{usage}");

@@ -26,7 +26,7 @@ pub mod yarn;
 pub use e2llm_backend::{Kept, Policy};
 
 /// Methods that need a model of their own training: no other model can be given to them.
-pub const TRAINED: &[&str] = &["longlora"];
+pub const TRAINED: &[&str] = &["cepe", "lloco", "longlora"];
 
 /// Adds every method of this crate to `registry`.
 pub fn register(registry: &mut e2llm_backend::Registry) {

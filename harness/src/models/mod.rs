@@ -29,5 +29,5 @@ pub use catalogue::{
 pub use error::{Attempt, ModelError, Unavailable};
 pub use fetch::{FetchSettings, Fetcher};
 pub use info::{FileInfo, ModelInfo};
-pub use resolve::weights_sha256;
+pub use resolve::{other_method, weights_sha256};
 pub use verify::FileState;

@@ -14,6 +14,14 @@ use std::path::{Path, PathBuf};
 /// Methods whose checkpoints are folders with `<method>_config.json` and `<method>.safetensors`.
 pub(super) const METHODS: [&str; 3] = ["e2llm", "cepe", "lloco"];
 
+/// The method that a checkpoint is of, where `backend` is another of those that have checkpoints of their own: it would
+/// find nothing trained in it.
+pub fn other_method(checkpoint: &Path, backend: &str) -> Option<&'static str> {
+    let is_of = |method: &str| checkpoint.join(settings_file(method)).is_file();
+    let foreign = METHODS.contains(&backend) && !is_of(backend);
+    METHODS.into_iter().find(|method| foreign && is_of(method))
+}
+
 /// What is at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {

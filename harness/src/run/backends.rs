@@ -2,7 +2,7 @@
 
 use crate::config::RunSettings;
 use crate::failure::{Failure, Result, did_you_mean};
-use crate::models::{Catalogue, FetchSettings, Fetcher, ModelError};
+use crate::models::{Catalogue, FetchSettings, Fetcher, ModelError, other_method};
 use e2llm_backend::{Backend, BackendSpec, BuildContext, CancelFlag, ModelFiles, Options, Registry};
 use e2llm_lm::TensorStore;
 use std::path::Path;
@@ -87,7 +87,17 @@ pub fn build(
     let model = if spec.needs_model {
         let missing = || Failure::usage(format!("backend `{}` needs a model: --model NAME|PATH", spec.name));
         let name = settings.model.as_deref().ok_or_else(missing)?;
-        fetcher(settings.models_file.as_deref(), settings.offline, quiet, cancel)?.resolve(name)?
+        let files =
+            fetcher(settings.models_file.as_deref(), settings.offline, quiet, cancel)?.resolve(name)?;
+        if let Some(method) = files.checkpoint.as_deref().and_then(|c| other_method(c, spec.name)) {
+            let message = format!(
+                "model `{name}` is a checkpoint of `{method}`, in which `{}` finds nothing",
+                spec.name
+            );
+            let help = format!("give --model a checkpoint that was trained with method `{}`", spec.name);
+            return Err(Failure::usage(message).help(help));
+        }
+        files
     } else {
         ModelFiles::default()
     };

@@ -201,7 +201,7 @@ fn gradients_are_finite_differences() {
     assert!(checked > 60 && vars.keys().filter(|n| n.contains("cross_attn")).count() == 10);
 }
 
-/// The paper's Llama-2-7B: 435 million of encoder (section 3.1), 32 layers of cross-attention from its 1024 to 4096.
+/// The paper's Llama-2-7B: 435 million of encoder, 32 layers of cross-attention from its 1024 to 4096.
 #[test]
 fn parameters_are_the_papers_at_its_shapes() {
     let shape = |layers: u32, hidden: u32, heads: u32, inner: u32, tied: bool| {

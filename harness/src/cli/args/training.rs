@@ -108,8 +108,8 @@ pub struct ValidateArgs {
     /// The trained weights, instead of the configuration's `model.start`: a checkpoint, or an adapter for sft-*
     #[arg(long, value_name = "DIR")]
     pub start: Option<PathBuf>,
-    /// `e2llm`, `cepe`, `lloco`, `sft-truncate` or `sft-no-context`, instead of the configuration's; sft-* without --start
-    /// is the decoder as it is
+    /// `e2llm`, `cepe`, `lloco`, `longlora`, `sft-truncate` or `sft-no-context`, instead of the configuration's; sft-*
+    /// without --start is the decoder as it is
     #[arg(long, value_name = "METHOD")]
     pub method: Option<String>,
     /// Most items of each objective, evenly spread; 0: all
