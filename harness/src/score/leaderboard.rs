@@ -142,7 +142,7 @@ fn line<'a>(
 }
 
 /// Says how many samples are no test of a model; nothing where there are none.
-fn trained_on(meta: &TaskMeta) -> String {
+pub(super) fn trained_on(meta: &TaskMeta) -> String {
     match meta.trained_on {
         Some(n) if n > 0 => format!("the model was trained on the texts of {n} of the task's samples"),
         _ => String::new(),

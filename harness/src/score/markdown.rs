@@ -1,6 +1,6 @@
 //! Many runs side by side for a reader: one row per run, one column per task.
 
-use super::leaderboard::{LeaderboardRun, check, decimals};
+use super::leaderboard::{LeaderboardRun, check, decimals, trained_on};
 use super::results::{MetricResult, SliceResults, TaskMeta, TaskResults};
 use crate::failure::Result;
 use std::fmt::Write as _;
@@ -42,10 +42,11 @@ pub fn leaderboard_markdown(runs: &[LeaderboardRun<'_>]) -> Result<String> {
 /// A task as some run evaluated it.
 struct Column<'a>(&'a TaskResults);
 
-/// Methods differ in truncation by nature, so numbers of one column may differ in it; all else must agree.
+/// Methods differ by nature in truncation and in what they were trained on, so numbers of one column may differ in these;
+/// all else must agree.
 impl PartialEq for Column<'_> {
     fn eq(&self, other: &Self) -> bool {
-        let meta = |c: &Self| TaskMeta { truncation: String::new(), ..c.0.meta.clone() };
+        let meta = |c: &Self| TaskMeta { truncation: String::new(), trained_on: None, ..c.0.meta.clone() };
         let metric = |c: &Self| primary(c.0).map(|(_, m)| m.metric.clone());
         meta(self) == meta(other) && metric(self) == metric(other)
     }
@@ -109,6 +110,9 @@ fn notes(runs: &[LeaderboardRun<'_>]) -> Vec<String> {
             let names = samples.join(", ");
             notes.push(format!("- {name}: made from the sample records, not a benchmark result: {names}"));
         }
+        let trained = run.results.tasks.iter().map(|t| (trained_on(&t.meta), &t.meta.task));
+        let trained = trained.filter(|(text, _)| !text.is_empty());
+        notes.extend(trained.map(|(text, task)| format!("- {name}: {}: {text}", escape(task))));
         notes.extend(identity.warnings.iter().map(|w| format!("- {name}: {}", escape(w))));
         notes.extend(run.results.tasks.iter().filter_map(|t| {
             let error = t.first_error.as_ref()?;

@@ -95,6 +95,7 @@ fn markdown_puts_runs_side_by_side() {
     let mut other = two.tasks[0].clone();
     other.meta.task = "niah".into();
     two.tasks.push(other);
+    two.tasks[0].meta.trained_on = Some(2);
     let broken = [
         failed(0, "d1", "no\nluck"),
         answered(1, "d2", &[("a", 1.0)]),
@@ -120,6 +121,7 @@ fn markdown_puts_runs_side_by_side() {
 - one: made from the sample records, not a benchmark result: quality
 - one: adapter untrained
 - two: made from the sample records, not a benchmark result: quality, niah
+- two: quality: the model was trained on the texts of 2 of the task's samples
 - three: adapter untrained
 - three: quality: first error, of sample s0: no luck
 "
