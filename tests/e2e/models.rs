@@ -53,3 +53,29 @@ fn smoke_models_answer_in_every_backend_that_has_one() {
         }
     }
 }
+
+#[test]
+fn random_weights_of_any_size_stand_in_for_a_model_in_every_method() {
+    if !cached() {
+        return;
+    }
+    let dir = tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("curves"));
+    let random = ["model", "random", "--shape", "tiny", "--offline", "--out", arg(&model)];
+    bench(&random).code(0).says(&["random weights of shape tiny"]);
+    bench(&random).code(2).says(&["is not empty"]);
+    bench(&["model", "info", arg(&model)]).code(0).prints(&["random weights (seed 0)", "NO: adapter"]);
+    let methods = ["e2llm", "full", "rag", "streaming", "snapkv", "selfextend", "cepe", "lloco"];
+    let (listed, lengths) = (methods.join(","), ["300", "600"]);
+    let of = ["--model", arg(&model), "--backend", &listed, "--out", arg(&out)];
+    let how = ["--lengths", "300,600", "--new-tokens", "2", "--repeats", "1", "-q"];
+    let points = bench(&[&["bench", "backend"], &of[..], &how[..]].concat()).code(0).json_lines();
+    assert_eq!(points.len(), methods.len() * lengths.len());
+    for point in points {
+        assert!(point["error"].is_null() && point["prompt_tokens"].as_u64() > Some(0), "{point}");
+    }
+    // without the file that stands in for them there are no weights
+    std::fs::remove_file(model.join("decoder/random_weights.json")).unwrap();
+    let without = ["--model", arg(&model), "--backend", "full", "--lengths", "300", "--out", arg(&out)];
+    bench(&[&["bench", "backend"], &without[..]].concat()).code(1).says(&["model.safetensors"]);
+}

@@ -1,6 +1,9 @@
 //! Writing a model as a plain folder in HF layout, its adapters added to its weights.
 
-use crate::{BertEncoder, DecoderFiles, EncoderFiles, Llama, LmError, Result, Tokenizer, write_safetensors};
+use crate::{
+    BertConfig, BertEncoder, DecoderFiles, EncoderFiles, Llama, LlamaConfig, LmError, RandomWeights, Result,
+    Tokenizer, write_safetensors,
+};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -32,15 +35,56 @@ pub fn write_decoder(folder: &Path, llama: &Llama, files: &DecoderFiles, dtype: 
         config.insert("tie_word_embeddings".into(), false.into());
     }
     write_config(folder, config, dtype)?;
-    match source_folder(&files.files) {
-        Some(source) => copy_tokenizer(&source, folder)?,
-        None => {
-            if let Some(tokenizer) = &files.tokenizer {
-                write_tokenizer(folder, tokenizer, files)?;
-            }
-        }
-    }
+    decoder_tokenizer(folder, files)?;
     write_tensors(folder, tensors, dtype)
+}
+
+fn decoder_tokenizer(folder: &Path, files: &DecoderFiles) -> Result<()> {
+    match (source_folder(&files.files), &files.tokenizer) {
+        (Some(source), _) => copy_tokenizer(&source, folder),
+        (None, Some(tokenizer)) => write_tokenizer(folder, tokenizer, files),
+        (None, None) => Ok(()),
+    }
+}
+
+/// Writes a decoder of another size with the tokenizer and vocabulary of `files`, whose weights are random when it is
+/// loaded (see [`RandomWeights`]). The folder must exist.
+///
+/// # Errors
+/// Anything that cannot be written; a source folder that cannot be read.
+pub fn write_random_decoder(
+    folder: &Path,
+    shape: &LlamaConfig,
+    files: &DecoderFiles,
+    weights: RandomWeights,
+) -> Result<()> {
+    let vocab_size = files.config.vocab_size;
+    let (bos_token_id, eos_token_ids) = (files.config.bos_token_id, files.eos_ids());
+    let config = LlamaConfig { vocab_size, bos_token_id, eos_token_ids, ..shape.clone() };
+    write_json(folder, "config.json", &config.to_hf_json())?;
+    decoder_tokenizer(folder, files)?;
+    weights.write(folder)
+}
+
+/// As [`write_random_decoder`], of an encoder.
+///
+/// # Errors
+/// Anything that cannot be written; a source folder that cannot be read.
+pub fn write_random_encoder(
+    folder: &Path,
+    shape: &BertConfig,
+    files: &EncoderFiles,
+    weights: RandomWeights,
+) -> Result<()> {
+    let own = &files.config;
+    let (vocab_size, pad_token_id) = (own.vocab_size, own.pad_token_id);
+    let config = BertConfig { vocab_size, pad_token_id, ..shape.clone() };
+    let value = serde_json::to_value(&config).map_err(|e| LmError::file(folder, e))?;
+    write_json(folder, "config.json", &value)?;
+    if let Some(source) = source_folder(&files.files) {
+        copy_tokenizer(&source, folder)?;
+    }
+    weights.write(folder)
 }
 
 /// Writes a loaded encoder as [`write_decoder`] does. Tensors that this crate does not use (a pooler) are taken over.

@@ -86,7 +86,7 @@ impl DecoderFiles {
         if path.is_dir() {
             let config = LlamaConfig::from_file(&path.join("config.json"))?;
             let (tokenizer, mut files) = folder_tokenizer(path)?;
-            let weights = Weights::open(path)?;
+            let weights = Weights::of_model(path, || config.tensors())?;
             files.extend(weights.files());
             return Ok(Self { config, weights, tokenizer, files });
         }
@@ -127,7 +127,7 @@ impl EncoderFiles {
     pub fn open(folder: &Path) -> Result<Self> {
         let config = BertConfig::from_file(&folder.join("config.json"))?;
         let (tokenizer, mut files) = folder_tokenizer(folder)?;
-        let weights = Weights::open(folder)?;
+        let weights = Weights::of_model(folder, || config.tensors())?;
         files.extend(weights.files());
         Ok(Self { config, weights, tokenizer, files })
     }

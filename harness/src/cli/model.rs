@@ -1,6 +1,6 @@
 //! `model`.
 
-use super::args::{ConvertArgs, ElementType, MergeArgs, ModelArgs, ModelCommand, ModelLayout};
+use super::args::{ConvertArgs, ElementType, MergeArgs, ModelArgs, ModelCommand, ModelLayout, RandomArgs};
 use super::output;
 use crate::config::ModelFlags;
 use crate::failure::{Exit, Failure, Result};
@@ -11,8 +11,10 @@ use e2llm::E2llmConfig;
 use e2llm::checkpoint::{self, BaseModels, CheckpointError, Settings, Sources, Trained};
 use e2llm_backend::{CancelFlag, Device, ModelFiles};
 use e2llm_lm::{
-    DecoderFiles, DecoderModel, EncoderFiles, LmError, PeftAdapter, Precision, open_device, write_decoder,
+    DecoderFiles, DecoderModel, EncoderFiles, LmError, PeftAdapter, Precision, RandomWeights, open_device,
+    write_decoder, write_random_decoder, write_random_encoder,
 };
+use e2llm_train::bench::Shape;
 use std::path::{Path, PathBuf};
 
 /// Commands on models.
@@ -37,6 +39,7 @@ pub(super) fn model(args: &ModelArgs) -> Result<Exit> {
         }
         ModelCommand::MergeLora(args) => merge_lora(args)?,
         ModelCommand::Convert(args) => convert(args)?,
+        ModelCommand::Random(args) => random(args)?,
     }
     Ok(Exit::Done)
 }
@@ -154,6 +157,28 @@ fn convert(args: &ConvertArgs) -> Result<()> {
         }
     }
     output::note(&format!("written to {}", args.out.display()));
+    Ok(())
+}
+
+fn random(args: &RandomArgs) -> Result<()> {
+    let shape =
+        Shape::named(&args.shape).ok_or_else(|| Failure::usage(format!("no shape `{}`", args.shape)))?;
+    let files = open_fetcher(&args.models)?.resolve(&args.tokenizers)?;
+    let (Some(encoder), Some(decoder)) = (files.encoder, files.decoder) else {
+        return Err(Failure::usage(format!("`{}` has not both an encoder and a decoder", args.tokenizers))
+            .help("give --tokenizers a model of both, such as e2llm-135m"));
+    };
+    let (encoder_shape, decoder_shape) = shape.base_models();
+    let weights = RandomWeights { seed: args.seed };
+    new_folder(&args.out)?;
+    let part = |name: &str| -> Result<PathBuf> {
+        let path = args.out.join(name);
+        std::fs::create_dir(&path).map_err(|e| Failure::io("create", &path, &e))?;
+        Ok(path)
+    };
+    write_random_encoder(&part("encoder")?, encoder_shape, &EncoderFiles::open(&encoder)?, weights)?;
+    write_random_decoder(&part("decoder")?, decoder_shape, &DecoderFiles::open(&decoder)?, weights)?;
+    output::note(&format!("--model {} has random weights of shape {}", args.out.display(), args.shape));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use super::error::ModelError;
 use super::fetch::Fetcher;
 use super::resolve::{Found, METHODS, file_names, found_at, read_config};
 use super::verify::FileState;
-use e2llm_lm::{TensorInfo, TunedDecoder, Weights};
+use e2llm_lm::{RandomWeights, TensorInfo, TunedDecoder, Weights};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -122,7 +122,7 @@ impl Fetcher {
     fn path_info(&self, name: &str, path: &Path) -> Result<ModelInfo, ModelError> {
         let found = found_at(path)?;
         let (kind, root) = match &found {
-            Found::Checkpoint => (Kind::E2llm, path),
+            Found::Checkpoint | Found::Pair => (Kind::E2llm, path),
             Found::Tuned => (Kind::Decoder, path),
             Found::Encoder => (Kind::Encoder, path),
             Found::Decoder(decoder) => (Kind::Decoder, decoder.as_path()),
@@ -153,6 +153,10 @@ impl Fetcher {
             sources: Vec::new(),
             parts: Vec::new(),
         };
+        let invalid = |e: e2llm_lm::LmError| read(io::Error::new(io::ErrorKind::InvalidData, e.to_string()));
+        if let Some((_, RandomWeights { seed })) = RandomWeights::read(root).map_err(invalid)? {
+            info.description = format!("random weights (seed {seed}): good for measuring only");
+        }
         info.count()?;
         if found == Found::Tuned {
             info.trained_parameters = counted(&info.files)?.unwrap_or_default();
@@ -163,12 +167,11 @@ impl Fetcher {
                 .into_iter()
                 .collect();
             info.sum_parts();
-            let invalid = |e: e2llm_lm::LmError| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
-            let (_, rope) = TunedDecoder::settings(root).map_err(|e| read(invalid(e)))?;
+            let (_, rope) = TunedDecoder::settings(root).map_err(invalid)?;
             if let (Some(rope), Some(window)) = (rope, info.window) {
                 info.window = Some(rope.window(window as usize) as u64);
             }
-        } else if found == Found::Checkpoint {
+        } else if matches!(found, Found::Checkpoint | Found::Pair) {
             info.trained = Some(METHODS.iter().any(|method| Weights::exist(root, method)));
             for kind in [Kind::Encoder, Kind::Decoder] {
                 if let Some(part) = self.part_name(root, kind)? {

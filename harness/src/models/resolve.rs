@@ -29,6 +29,8 @@ pub(super) enum Found {
     Checkpoint,
     /// A folder with what was trained of a decoder.
     Tuned,
+    /// A folder with an `encoder/` and a `decoder/` and nothing trained on them.
+    Pair,
     /// A folder in HF layout with an encoder.
     Encoder,
     /// A decoder: the folder in HF layout, or its `.gguf` file.
@@ -79,6 +81,12 @@ impl Fetcher {
             Found::Tuned => {
                 let (decoder, window) = self.checkpoint_part(path, Kind::Decoder)?;
                 files.checkpoint = Some(path.to_owned());
+                files.decoder = Some(decoder);
+                files.window = window;
+            }
+            Found::Pair => {
+                files.encoder = Some(self.checkpoint_part(path, Kind::Encoder)?.0);
+                let (decoder, window) = self.checkpoint_part(path, Kind::Decoder)?;
                 files.decoder = Some(decoder);
                 files.window = window;
             }
@@ -205,7 +213,8 @@ fn unusable(path: &Path, message: String, help: String) -> ModelError {
 pub(super) fn found_at(path: &Path) -> Result<Found, ModelError> {
     const EXPECTED: &str = "give an E2LLM checkpoint folder (with e2llm_config.json), a folder that `train` wrote of a \
                             decoder (decoder_config.json), a folder in HF layout (config.json, \
-                            model.safetensors, tokenizer.json) or a .gguf file";
+                            model.safetensors, tokenizer.json), one with two such folders `encoder` and `decoder`, or \
+                            a .gguf file";
     let wrong = |message: &str| Err(unusable(path, message.into(), EXPECTED.into()));
     if path.is_file() {
         return match path.extension().and_then(|e| e.to_str()) {
@@ -228,6 +237,9 @@ pub(super) fn found_at(path: &Path) -> Result<Found, ModelError> {
             None if config.get("type_vocab_size").is_some() => Found::Encoder,
             _ => Found::Decoder(path.to_owned()),
         });
+    }
+    if path.join("encoder").is_dir() && path.join("decoder").is_dir() {
+        return Ok(Found::Pair);
     }
     let mut gguf: Vec<_> = file_names(path)
         .map_err(|e| ModelError::io("read", path, 0, e))?

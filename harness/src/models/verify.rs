@@ -65,7 +65,7 @@ pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
 
 /// Whether a file holds weights, by its name.
 pub(super) fn is_weights(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".gguf")
+    name.ends_with(".safetensors") || name.ends_with(".gguf") || name == e2llm_lm::RandomWeights::FILE
 }
 
 /// One sha256 for one or several weights files; see [`Entry::weights_sha256`](super::Entry::weights_sha256).

@@ -7,7 +7,7 @@ mod random;
 mod write;
 
 pub use gguf::Gguf;
-pub use random::uniform;
+pub use random::{RandomWeights, uniform};
 pub use write::write_safetensors;
 
 use crate::config::TensorSpec;
@@ -42,8 +42,8 @@ pub struct Weights {
 enum Source {
     Shards(Shards),
     Gguf(Gguf),
-    /// Nothing on disk: made from this seed.
-    Random(u64),
+    /// Made from this seed; nothing on disk, or a file that says so.
+    Random(u64, Option<PathBuf>),
 }
 
 impl Weights {
@@ -89,7 +89,22 @@ impl Weights {
         Self {
             path: PathBuf::from("random weights"),
             tensors: specs.iter().map(info).collect(),
-            source: Source::Random(seed),
+            source: Source::Random(seed, None),
+        }
+    }
+
+    /// The weights of a model's folder: [`Weights::open`], or [`Weights::random`] of `specs` where a
+    /// [`RandomWeights`] file stands in for them.
+    ///
+    /// # Errors
+    /// Unreadable, truncated or damaged files.
+    pub fn of_model(folder: &Path, specs: impl FnOnce() -> Vec<TensorSpec>) -> Result<Self> {
+        match RandomWeights::read(folder)? {
+            Some((file, RandomWeights { seed })) if !Self::exist(folder, "model") => {
+                let source = Source::Random(seed, Some(file));
+                Ok(Self { path: folder.to_owned(), source, ..Self::random(&specs(), seed) })
+            }
+            _ => Self::open(folder),
         }
     }
 
@@ -103,7 +118,7 @@ impl Weights {
         match &self.source {
             Source::Shards(shards) => shards.files(),
             Source::Gguf(gguf) => vec![gguf.path().to_owned()],
-            Source::Random(_) => Vec::new(),
+            Source::Random(_, recipe) => recipe.iter().cloned().collect(),
         }
     }
 
@@ -155,7 +170,7 @@ impl Weights {
         let tensor = match &self.source {
             Source::Shards(shards) => shards.load(name)?,
             Source::Gguf(gguf) => gguf.load(name)?.dequantize(&Device::Cpu)?,
-            Source::Random(seed) => self.make(name, *seed, device)?,
+            Source::Random(seed, _) => self.make(name, *seed, device)?,
         };
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
     }
@@ -166,7 +181,7 @@ impl Weights {
     /// No tensor of that name; dense matrices whose width is no multiple of 32.
     pub fn load_quantised(&self, name: &str, device: &Device) -> Result<QTensor> {
         let quantised = match &self.source {
-            Source::Shards(_) | Source::Random(_) => {
+            Source::Shards(_) | Source::Random(..) => {
                 let dense = self.load(name, DType::F32, &Device::Cpu)?;
                 let (width, block) = (dense.dim(D::Minus1)?, GgmlDType::Q8_0.block_size());
                 if width % block != 0 {

@@ -1,12 +1,48 @@
 //! Weights out of nothing, for measuring speed.
 
+use crate::config::read_json;
+use crate::{LmError, Result as LmResult};
 use candle_core::{Device, Result, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 
 /// Deviation of the elements of a matrix.
 const DEVIATION: f32 = 0.02;
+
+/// `random_weights.json`: stands in a model's folder for weights that are made when it is loaded, as `config.json` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomWeights {
+    /// What they are made of.
+    pub seed: u64,
+}
+
+impl RandomWeights {
+    /// The file's name.
+    pub const FILE: &str = "random_weights.json";
+
+    /// What a folder's file says, and the file; `None` without one.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn read(folder: &Path) -> LmResult<Option<(PathBuf, Self)>> {
+        let path = folder.join(Self::FILE);
+        if path.is_file() { read_json(&path).map(|read| Some((path, read))) } else { Ok(None) }
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn write(self, folder: &Path) -> LmResult<()> {
+        let path = folder.join(Self::FILE);
+        let text = serde_json::to_string(&self).map_err(|e| LmError::file(&path, e))?;
+        std::fs::write(&path, text + "\n").map_err(|e| LmError::io(&path, e))
+    }
+}
 
 /// `len` numbers between `-bound` and `bound`, from a stream of their own for each name.
 pub fn uniform(seed: u64, name: &str, len: usize, bound: f64) -> Vec<f32> {

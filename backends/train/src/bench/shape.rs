@@ -67,6 +67,11 @@ impl Shape {
         })
     }
 
+    /// Its base models.
+    pub fn base_models(&self) -> (&BertConfig, &LlamaConfig) {
+        (&self.encoder, &self.decoder)
+    }
+
     /// Positions of a prompt.
     pub(super) fn prompt(&self) -> usize {
         PREFIX + self.chunks * self.soft + SUFFIX

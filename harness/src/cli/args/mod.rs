@@ -5,7 +5,9 @@ mod model;
 mod training;
 
 pub(super) use data::{DataArgs, DataCommand};
-pub(super) use model::{ConvertArgs, ElementType, MergeArgs, ModelArgs, ModelCommand, ModelLayout};
+pub(super) use model::{
+    ConvertArgs, ElementType, MergeArgs, ModelArgs, ModelCommand, ModelLayout, RandomArgs,
+};
 pub use training::PrepareArgs;
 pub(super) use training::{BackendBenchArgs, BenchArgs, BenchCommand, TrainArgs, ValidateArgs};
 

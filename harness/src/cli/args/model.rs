@@ -41,6 +41,29 @@ pub enum ModelCommand {
     MergeLora(MergeArgs),
     /// Write an E2LLM checkpoint in another form: element type, file size, LoRA to and from PEFT's layout
     Convert(ConvertArgs),
+    /// Write a pair of base models of some size without weights: random ones are made when it is loaded, to measure speed
+    /// and memory
+    Random(RandomArgs),
+}
+
+/// Flags of `model random`.
+#[derive(Debug, Args)]
+pub struct RandomArgs {
+    /// Sizes: MiniLM before SmolLM2-135M, or BERT large before Llama-2 7B
+    #[arg(long, value_parser = e2llm_train::bench::Shape::NAMES)]
+    pub shape: String,
+    /// New folder for `encoder/` and `decoder/`
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The model whose encoder's and decoder's tokenizers and vocabularies are taken
+    #[arg(long, value_name = "NAME|PATH", default_value = "e2llm-135m")]
+    pub tokenizers: String,
+    /// Seed of the weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub models: ModelFlags,
 }
 
 /// Flags of `model merge-lora`.
