@@ -3,6 +3,7 @@
 //! Nothing here waits for the device except [`optimizer::sum_of_squares`], whose result is a number on the host.
 
 pub(crate) mod attention;
+pub(crate) mod cupti;
 pub(crate) mod layer;
 pub(crate) mod loss;
 pub(crate) mod memory;

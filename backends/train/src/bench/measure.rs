@@ -2,12 +2,13 @@
 
 use super::{Bench, BenchSettings};
 use crate::{Result, TrainError};
+use candle_core::Device;
 use e2llm_backend::{BackendError, ErrorKind};
-use e2llm_kernels::profile::{self, Kind};
+use e2llm_kernels::profile::{self, GpuTime, Kind};
 use e2llm_kernels::{peak_memory, reset_peak_memory};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A measurement, with the keys of the reference's.
 #[derive(Debug, Clone, Serialize)]
@@ -103,7 +104,7 @@ pub(super) fn timed(
         runs.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (seconds, mut more) = runs.swap_remove(repeats / 2);
         if settings.profile {
-            more.insert("profile".into(), profiled(&mut work)?);
+            more.insert("profile".into(), profiled(device, &mut work)?);
         }
         Ok((seconds, more))
     };
@@ -122,33 +123,48 @@ pub(super) fn timed(
     }
 }
 
-/// Where the time of one more run goes: milliseconds and percent of each kind of operation. What is none of them
-/// (residuals, copies, embeddings, choosing tokens) is `other`.
-fn profiled(work: &mut impl FnMut() -> Result<Map<String, Value>>) -> Result<Value> {
+/// Kernels that are named in a profile of a GPU.
+const NAMED: usize = 12;
+
+/// Where the time of one more run goes: milliseconds and percent of each kind of operation. On the CPU, what is none of
+/// them (residuals, copies, embeddings, choosing tokens) is `other`. On a GPU `elementwise` is what is neither product,
+/// attention nor norm, `gaps` the time without work between the first and the last, and `host` that before and behind.
+fn profiled(device: &Device, work: &mut impl FnMut() -> Result<Map<String, Value>>) -> Result<Value> {
     profile::start();
     let start = Instant::now();
-    let done = work();
-    let all = start.elapsed().as_secs_f64();
+    let traced = profile::traced(device, || (work(), start.elapsed(), device.synchronize(), start.elapsed()));
     let times = profile::stop();
+    let ((done, on_cpu, waited, on_gpu), spans) = traced?;
     done?;
-    let share = |seconds: f64| {
-        let (ms, percent) = (milliseconds(seconds), rounded(100.0 * seconds / all, 1));
-        json!({"ms": ms, "percent": percent})
+    waited?;
+    let all = if spans.is_some() { on_gpu } else { on_cpu };
+    let share = |time: Duration| {
+        let (ms, percent) =
+            (milliseconds(time.as_secs_f64()), 100.0 * time.as_secs_f64() / all.as_secs_f64());
+        json!({"ms": ms, "percent": rounded(percent, 1)})
     };
     let mut parts = Map::new();
-    parts.insert("ms".into(), milliseconds(all).into());
-    let mut other = all;
-    for (kind, time) in times {
-        let name = match kind {
-            Kind::Product => "product",
-            Kind::Attention => "attention",
-            Kind::Norm => "norm",
-            Kind::Elementwise => "elementwise",
-        };
-        other -= time.as_secs_f64();
-        parts.insert(name.into(), share(time.as_secs_f64()));
+    parts.insert("ms".into(), milliseconds(all.as_secs_f64()).into());
+    let mut of_kinds = |times: [Duration; 4]| {
+        for (kind, time) in Kind::ALL.into_iter().zip(times) {
+            parts.insert(kind.name().into(), share(time));
+        }
+    };
+    if let Some(spans) = spans {
+        let sum = GpuTime::of(&spans);
+        of_kinds(sum.kinds);
+        parts.insert("copies".into(), share(sum.copies));
+        parts.insert("gaps".into(), share(sum.gaps));
+        parts.insert("host".into(), share(all.saturating_sub(sum.span)));
+        let named = sum.names.iter().take(NAMED).map(|(name, time, count)| {
+            json!({"name": name, "count": count, "ms": milliseconds(time.as_secs_f64())})
+        });
+        parts.insert("kernels".into(), named.collect());
+    } else {
+        let times = times.map(|(_, time)| time);
+        of_kinds(times);
+        parts.insert("other".into(), share(all.saturating_sub(times.iter().sum())));
     }
-    parts.insert("other".into(), share(other.max(0.0)));
     Ok(Value::Object(parts))
 }
 

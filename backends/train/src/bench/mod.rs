@@ -79,7 +79,7 @@ pub struct BenchSettings {
     pub merge_lora: bool,
     /// Whether training computes layers again in the backward pass instead of keeping their activations.
     pub checkpointing: bool,
-    /// Whether one more run tells where the time goes: inference on a processor only.
+    /// Whether one more run tells where the time goes; on a processor that of inference only.
     pub profile: bool,
     /// Seed of weights and inputs.
     pub seed: u64,
@@ -94,9 +94,9 @@ pub fn bench(settings: &BenchSettings, benches: &[Bench], each: &mut dyn FnMut(R
         let message = "no repeats, or a batch of none: at least one run of one example must be measured";
         return Err(TrainError::Config(message.into()));
     }
-    if settings.profile && (!settings.device.is_cpu() || benches.contains(&Bench::Train)) {
-        let message = "a profile is of encode, prefill, decode and context on the cpu: the operations of a GPU and those \
-                       of backward passes are not timed one by one";
+    if settings.profile && settings.device.is_cpu() && benches.contains(&Bench::Train) {
+        let message = "a profile on the cpu is of encode, prefill, decode and context: the operations of backward passes are \
+                       not timed one by one there";
         return Err(TrainError::Config(message.into()));
     }
     let mut subject: Option<Subject<'_>> = None;

@@ -1,7 +1,11 @@
 //! Where the time of a computation goes, by kind of operation.
 //!
-//! Operations of the CPU are done when their call returns, so a clock around each call tells the truth. A GPU's are not:
-//! nothing is told of them. While nobody measures, an operation pays for reading one flag.
+//! Operations of the CPU are done when their call returns, so a clock around each call ([`timer`]) tells the truth. A GPU's
+//! are not: it is asked itself ([`traced`]). While nobody measures, an operation pays for reading one flag.
+
+mod trace;
+
+pub use trace::{GpuTime, Span, traced};
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +27,16 @@ pub enum Kind {
 impl Kind {
     /// All, in the order of [`stop`].
     pub const ALL: [Self; 4] = [Self::Product, Self::Attention, Self::Norm, Self::Elementwise];
+
+    /// Its name in a profile.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Product => "product",
+            Self::Attention => "attention",
+            Self::Norm => "norm",
+            Self::Elementwise => "elementwise",
+        }
+    }
 }
 
 static MEASURING: AtomicBool = AtomicBool::new(false);
