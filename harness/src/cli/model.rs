@@ -169,6 +169,10 @@ fn random(args: &RandomArgs) -> Result<()> {
             .help("give --tokenizers a model of both, such as e2llm-135m"));
     };
     let (encoder_shape, decoder_shape) = shape.base_models();
+    let mut decoder_shape = decoder_shape.clone();
+    if let Some(window) = args.window {
+        decoder_shape.max_position_embeddings = window.get();
+    }
     let weights = RandomWeights { seed: args.seed };
     new_folder(&args.out)?;
     let part = |name: &str| -> Result<PathBuf> {
@@ -177,7 +181,7 @@ fn random(args: &RandomArgs) -> Result<()> {
         Ok(path)
     };
     write_random_encoder(&part("encoder")?, encoder_shape, &EncoderFiles::open(&encoder)?, weights)?;
-    write_random_decoder(&part("decoder")?, decoder_shape, &DecoderFiles::open(&decoder)?, weights)?;
+    write_random_decoder(&part("decoder")?, &decoder_shape, &DecoderFiles::open(&decoder)?, weights)?;
     output::note(&format!("--model {} has random weights of shape {}", args.out.display(), args.shape));
     Ok(())
 }

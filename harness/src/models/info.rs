@@ -5,6 +5,7 @@ use super::error::ModelError;
 use super::fetch::Fetcher;
 use super::resolve::{Found, METHODS, file_names, found_at, read_config};
 use super::verify::FileState;
+use e2llm::checkpoint::settings_file;
 use e2llm_lm::{RandomWeights, TensorInfo, TunedDecoder, Weights};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -40,6 +41,9 @@ pub struct ModelInfo {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+    /// Of a checkpoint: the method it was trained with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<&'static str>,
     /// The catalogue's line on it; empty for paths.
     pub description: String,
     /// Licence of the weights, where known.
@@ -97,6 +101,7 @@ impl Fetcher {
         let mut info = ModelInfo {
             name: name.to_owned(),
             kind: entry.kind,
+            method: (entry.kind == Kind::E2llm).then_some(METHODS[0]),
             description: entry.description.clone(),
             licence: Some(entry.licence.clone()),
             architecture: None,
@@ -142,6 +147,7 @@ impl Fetcher {
         let mut info = ModelInfo {
             name: name.to_owned(),
             kind,
+            method: METHODS.into_iter().find(|method| root.join(settings_file(method)).is_file()),
             description: String::new(),
             licence: None,
             architecture: None,
@@ -221,7 +227,11 @@ impl ModelInfo {
 
     fn write(&self, f: &mut fmt::Formatter<'_>, indent: usize) -> fmt::Result {
         let pad = " ".repeat(indent);
-        writeln!(f, "{pad}{} ({})", self.name, self.kind)?;
+        match self.method {
+            Some(method) => writeln!(f, "{pad}{} ({method})", self.name)?,
+            None if self.kind == Kind::E2llm => writeln!(f, "{pad}{} (encoder and decoder)", self.name)?,
+            None => writeln!(f, "{pad}{} ({})", self.name, self.kind)?,
+        }
         let number = |n: Option<u64>| n.map(|n| n.to_string());
         let rows = [
             ("description", Some(self.description.clone()).filter(|d| !d.is_empty())),

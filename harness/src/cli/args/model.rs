@@ -2,6 +2,7 @@
 
 use crate::config::ModelFlags;
 use clap::{Args, Subcommand, ValueEnum};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Flags of `model`.
@@ -58,6 +59,9 @@ pub struct RandomArgs {
     /// The model whose encoder's and decoder's tokenizers and vocabularies are taken
     #[arg(long, value_name = "NAME|PATH", default_value = "e2llm-135m")]
     pub tokenizers: String,
+    /// Positions the decoder may use [default: 8192 for 135m, 4096 for 7b]
+    #[arg(long, value_name = "N")]
+    pub window: Option<NonZeroUsize>,
     /// Seed of the weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
