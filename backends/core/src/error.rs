@@ -38,11 +38,11 @@ impl BackendError {
 
     /// An error of kind [`ErrorKind::Failed`] from any error, sources included.
     pub fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut message = error.to_string();
+        let mut message = without_backtrace(&error.to_string());
         let mut source = error.source();
         while let Some(s) = source {
             message.push_str(": ");
-            message.push_str(&s.to_string());
+            message.push_str(&without_backtrace(&s.to_string()));
             source = s.source();
         }
         let kind = if is_out_of_memory(&message) { ErrorKind::OutOfMemory } else { ErrorKind::Failed };
@@ -55,8 +55,29 @@ impl BackendError {
     }
 }
 
+/// Where `RUST_BACKTRACE` is set, tensor errors end in their backtraces: frames from `0: ` on.
+fn without_backtrace(message: &str) -> String {
+    let lines = message.lines().take_while(|line| !line.trim_start().starts_with("0: "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// CUDA reports exhaustion only by its error's name.
 fn is_out_of_memory(message: &str) -> bool {
     let m = message.to_ascii_lowercase();
     m.contains("out_of_memory") || m.contains("out of memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exhausted_memory_is_known_and_no_backtrace_is_told() {
+        let text = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: <unknown>\n   1: main\n";
+        let error = BackendError::failed(&std::io::Error::other(text));
+        assert_eq!(error.kind, ErrorKind::OutOfMemory);
+        assert_eq!(error.message, "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        let error = BackendError::failed(&std::io::Error::other("two\nlines"));
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Failed, "two\nlines"));
+    }
 }
