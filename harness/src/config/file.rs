@@ -189,35 +189,44 @@ pub struct RunFile {
     pub task: BTreeMap<String, BTreeMap<String, toml::Value>>,
 }
 
-const KEYS: &[&str] = &[
-    "tasks",
-    "metrics",
-    "out",
-    "data",
-    "split",
-    "prompt",
-    "limit",
-    "samples",
-    "seed",
-    "batch_size",
-    "bootstrap",
-    "store_prompts",
-    "offline",
-    "plugin_dir",
-    "models_file",
-    "backend",
-    "generation",
-    "task",
-    "name",
-    "label",
-    "model",
-    "device",
-    "dtype",
-    "options",
-    "max_new_tokens",
-    "temperature",
-    "top_p",
+/// All keys, by the table they belong to.
+const KEYS: [(&str, &[&str]); 3] = [
+    (
+        "",
+        &[
+            "tasks",
+            "metrics",
+            "out",
+            "data",
+            "split",
+            "prompt",
+            "limit",
+            "samples",
+            "seed",
+            "batch_size",
+            "bootstrap",
+            "store_prompts",
+            "offline",
+            "plugin_dir",
+            "models_file",
+            "backend",
+            "generation",
+            "task",
+        ],
+    ),
+    ("backend", &["name", "label", "model", "device", "dtype", "options"]),
+    ("generation", &["max_new_tokens", "temperature", "top_p"]),
 ];
+
+/// What may have been meant by a key that is not known where it stands.
+fn meant(key: &str) -> String {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    match KEYS.iter().find(|(_, keys)| keys.contains(&last)) {
+        Some(("", _)) => format!("`{last}` belongs at the top, before any table"),
+        Some((table, _)) => format!("`{last}` belongs into [{table}]"),
+        None => did_you_mean(last, KEYS.iter().flat_map(|(_, keys)| keys.iter().copied())),
+    }
+}
 
 impl RunFile {
     /// Reads a file. Unknown keys are errors.
@@ -281,8 +290,7 @@ impl RunFile {
             .map_err(|e| bad(&e))?;
         let Some(key) = unknown.first() else { return Ok(file) };
         let last = key.rsplit('.').next().unwrap_or(key);
-        let failure = Failure::usage(format!("configuration {name}: unknown key `{key}`"))
-            .help(did_you_mean(last, KEYS.iter().copied()));
+        let failure = Failure::usage(format!("configuration {name}: unknown key `{key}`")).help(meant(key));
         Err(match line_of(text, last) {
             Some(span) => failure.at(name, text, span),
             None => failure,
@@ -338,6 +346,14 @@ mod tests {
         let shown = format!("{:?}", miette::Report::new(*error));
         assert!(shown.contains("did you mean `model`?"), "{shown}");
         assert!(shown.contains("run.toml:4:1"), "{shown}");
+        for (text, help) in [
+            ("max_new_tokens = 3\n", "`max_new_tokens` belongs into [generation]"),
+            ("[backend]\nname = \"echo\"\nlimit = 3\n", "`limit` belongs at the top"),
+        ] {
+            let error = RunFile::parse("run.toml", text).unwrap_err();
+            let shown = format!("{:?}", miette::Report::new(*error));
+            assert!(shown.contains(help), "{shown}");
+        }
     }
 
     #[test]
