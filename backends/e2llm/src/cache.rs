@@ -1,5 +1,6 @@
 //! Encoded contexts, so that many questions of one document encode it once.
 
+use crate::texts::TokenCount;
 use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -9,8 +10,8 @@ use std::collections::BTreeMap;
 pub(crate) struct EncodedContext {
     /// Soft tokens in the order of the text, `[n, D]`.
     pub(crate) soft: Tensor,
-    /// How many tokens the context has for the decoder's tokenizer.
-    pub(crate) context_tokens: usize,
+    /// How long it is for the decoder.
+    pub(crate) count: TokenCount,
 }
 
 impl EncodedContext {
@@ -45,6 +46,10 @@ impl ContextCache {
         Self { capacity, used: 0, clock: 0, entries: BTreeMap::new() }
     }
 
+    pub(crate) fn has(&self, key: &ContextKey) -> bool {
+        self.entries.contains_key(key)
+    }
+
     pub(crate) fn get(&mut self, key: &ContextKey) -> Option<EncodedContext> {
         self.clock += 1;
         let (last_used, context) = self.entries.get_mut(key)?;
@@ -74,7 +79,7 @@ mod tests {
 
     fn context(rows: usize) -> EncodedContext {
         let soft = Tensor::zeros((rows, 1), DType::F32, &Device::Cpu).unwrap();
-        EncodedContext { soft, context_tokens: rows }
+        EncodedContext { soft, count: TokenCount::default() }
     }
 
     fn key(i: usize) -> ContextKey {
@@ -98,7 +103,7 @@ mod tests {
         cache.insert(key(0), context(1));
         cache.insert(key(1), context(100));
         assert!(cache.get(&key(0)).is_none());
-        assert_eq!(cache.get(&key(1)).unwrap().context_tokens, 100);
+        assert_eq!(cache.get(&key(1)).unwrap().soft.dims(), [100, 1]);
         cache.insert(key(2), context(2));
         assert!(cache.get(&key(1)).is_none());
         assert_eq!(cache.used, 8);

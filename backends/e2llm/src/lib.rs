@@ -18,6 +18,7 @@ mod init;
 mod model;
 mod prompt;
 mod text;
+mod texts;
 
 pub use config::{AdapterKind, ConfigError, E2llmConfig};
 pub use init::initial_tensors;

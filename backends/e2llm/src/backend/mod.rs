@@ -4,58 +4,25 @@
 //! O(T c) in attention and O(T) in everything else, the decoder then reads k T / c soft tokens, O((k T / c)^2). Memory is
 //! bounded by one wave of chunks and the soft tokens, which are kept for the next question about the same text.
 
+mod setup;
+
+pub use setup::spec;
+
 use crate::cache::{ContextCache, ContextKey, EncodedContext};
-use crate::checkpoint::{self, CheckpointError, Loaded, Settings, Sources};
-use crate::config::E2llmConfig;
+use crate::checkpoint::{self, CheckpointError, Sources};
 use crate::model::E2llmModel;
 use crate::prompt::{PromptIds, PromptStyle};
-use crate::text::encoder_chunks;
+use crate::texts::{Reader, Text, TokenCount};
 use candle_core::Tensor;
 use e2llm_backend::{
-    Backend, BackendError, BackendInfo, BackendSpec, BuildContext, CancelFlag, Choice, Chunker, ErrorKind,
-    Fingerprint, OptionSpec, Options, Prompt, Request, Response, TokenCounter, Usage,
+    Backend, BackendError, BackendInfo, BuildContext, CancelFlag, Choice, Chunker, ErrorKind, Prompt,
+    Request, Response, TokenCounter, Usage,
 };
-use e2llm_lm::{
-    LmError, Precision, Segment, Tokenizer, Weights, answer_batch, open_device, score_continuations,
-};
+use e2llm_lm::{LmError, Segment, Tokenizer, answer_batch, score_continuations};
+use setup::{bad_option, info, settings};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
-
-const NAME: &str = "e2llm";
-
-/// The registry entry.
-pub fn spec() -> BackendSpec {
-    BackendSpec {
-        name: NAME,
-        description: "compresses the whole context into soft tokens by a text encoder and an adapter",
-        source: "E2LLM, arXiv 2409.06679",
-        needs_model: true,
-        options: &[
-            OptionSpec { name: "encode_batch", default: "32", help: "chunks encoded at once" },
-            OptionSpec {
-                name: "cache_mib",
-                default: "256",
-                help: "memory for soft tokens of recent contexts, in MiB; the last one is always kept",
-            },
-            OptionSpec {
-                name: "adapter",
-                default: "",
-                help: "vpma, cls or mean, for a model without a checkpoint (untrained); a checkpoint knows its own",
-            },
-            OptionSpec {
-                name: "soft_tokens_per_chunk",
-                default: "",
-                help: "soft tokens of a chunk, for a model without a checkpoint",
-            },
-            OptionSpec {
-                name: "output_scale",
-                default: "",
-                help: "true: soft tokens as long as embeddings, for a model without a checkpoint",
-            },
-        ],
-        build: |context| Ok(Box::new(E2llmBackend::new(context)?)),
-    }
-}
+use std::time::{Duration, Instant};
 
 /// The backend `e2llm`.
 pub struct E2llmBackend {
@@ -84,8 +51,24 @@ impl From<CheckpointError> for BackendError {
 /// A prompt as the decoder reads it, and what became of its context.
 struct Prepared {
     segments: Vec<Segment>,
+    /// Without the context's length.
     usage: Usage,
+    count: Option<TokenCount>,
+    /// How long the context's text took to read.
+    time: Duration,
 }
+
+impl Prepared {
+    /// With its context counted, at the latest now.
+    fn counted(mut self, context: &str, tokenizer: &Tokenizer) -> e2llm_lm::Prepared {
+        let tokens = self.count.map_or(0, |count| count.of(context, tokenizer)) as u64;
+        (self.usage.context_tokens, self.usage.context_compressed) = (tokens, tokens);
+        e2llm_lm::Prepared { segments: self.segments, usage: self.usage, time: self.time }
+    }
+}
+
+/// The contexts of a batch.
+type Texts<'a> = BTreeMap<ContextKey, Text<'a>>;
 
 impl E2llmBackend {
     /// Loads the model.
@@ -96,7 +79,7 @@ impl E2llmBackend {
         let sources = Sources::find(&context.model)?;
         let settings = settings(context, &sources)?;
         let options = &context.options;
-        let wave = options.parse::<usize>("encode_batch")?.unwrap_or(32);
+        let wave = options.parse("encode_batch")?.unwrap_or(if settings.device.is_cpu() { 32 } else { 256 });
         if wave == 0 {
             return Err(bad_option("encode_batch", "0: it must be at least 1"));
         }
@@ -127,24 +110,40 @@ impl E2llmBackend {
         self.contexts_encoded
     }
 
-    /// A context's soft tokens, from the cache or by encoding it.
-    fn encoded(&mut self, context: &str) -> Result<EncodedContext, BackendError> {
+    /// Contexts of a batch that are not in the cache, as ids.
+    fn read<'a>(&self, batch: &'a [Request]) -> BTreeMap<ContextKey, Text<'a>> {
+        let contexts = batch.iter().map(|request| request.prompt.context.as_str());
+        let keyed = contexts.filter(|c| !c.is_empty()).map(|c| (ContextKey::new(c), c));
+        let new = keyed.filter(|(key, _)| !self.cache.has(key)).collect();
+        self.reader().read_all(new)
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        let window = self.model.encoder().config().window();
+        Reader { chunker: &self.chunker, tokenizer: &self.encoder_tokenizer, window }
+    }
+
+    /// A context's soft tokens, from the cache or by encoding it, and how long its text took to read.
+    fn encoded(
+        &mut self,
+        context: &str,
+        texts: &Texts<'_>,
+    ) -> Result<(EncodedContext, Duration), BackendError> {
         let key = ContextKey::new(context);
         if let Some(known) = self.cache.get(&key) {
-            return Ok(known);
+            return Ok((known, Duration::ZERO));
         }
-        let window = self.model.encoder().config().window();
-        let chunks = encoder_chunks(context, &self.chunker, &self.encoder_tokenizer, window)?;
+        // One that was cached when the batch was read may have been driven out since.
+        let Text { chunks, time, count, .. } =
+            texts.get(&key).cloned().unwrap_or_else(|| self.reader().read(context));
+        let chunks = chunks?;
         // Refused before the work is done: encoding a million tokens takes its time.
         let soft = chunks.len() * self.model.config().soft_tokens_per_chunk;
         self.check_room(soft, chunks.len(), 0, 0)?;
-        let encoded = EncodedContext {
-            soft: self.encode_in_waves(&chunks)?,
-            context_tokens: self.tokenizer.encode(context, false)?.len(),
-        };
+        let encoded = EncodedContext { soft: self.encode_in_waves(&chunks)?, count };
         self.contexts_encoded += 1;
         self.cache.insert(key, encoded.clone());
-        Ok(encoded)
+        Ok((encoded, time))
     }
 
     /// Soft tokens `[C k, D]` in the order of the chunks. Chunks of like length share a wave, so that little is padded.
@@ -164,7 +163,12 @@ impl E2llmBackend {
         in_order(&waves, place).map_err(|e| LmError::from(e).into())
     }
 
-    fn prepare(&mut self, request: &Request, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(
+        &mut self,
+        request: &Request,
+        texts: &Texts<'_>,
+        room: usize,
+    ) -> Result<Prepared, BackendError> {
         let prompt = &request.prompt;
         if prompt.instruction.is_empty() && prompt.context.is_empty() {
             let message = format!("request {} has neither context nor instruction", request.id);
@@ -178,8 +182,8 @@ impl E2llmBackend {
         }
         let config = self.model.config();
         let ids = PromptIds::with_context(config, &tokenizer, &prompt.instruction, style)?;
-        let encoded = self.encoded(&prompt.context)?;
-        self.prepared(ids, Some(encoded), room)
+        let (encoded, time) = self.encoded(&prompt.context, texts)?;
+        Ok(Prepared { time, ..self.prepared(ids, Some(encoded), room)? })
     }
 
     fn prepared(
@@ -191,21 +195,16 @@ impl E2llmBackend {
         let soft = context.as_ref().map_or(0, |c| c.soft.dims()[0]);
         let words = ids.prefix.len() + ids.suffix.len();
         self.check_room(soft, soft / self.model.config().soft_tokens_per_chunk, words, room)?;
-        let context_tokens = context.as_ref().map_or(0, |c| c.context_tokens) as u64;
-        let usage = Usage {
-            prompt_tokens: (words + soft) as u64,
-            context_tokens,
-            context_compressed: context_tokens,
-            soft_tokens: soft as u64,
-            ..Usage::default()
-        };
+        let usage =
+            Usage { prompt_tokens: (words + soft) as u64, soft_tokens: soft as u64, ..Usage::default() };
+        let count = context.as_ref().map(|c| c.count.clone());
         let segments = [
             Some(Segment::Ids(ids.prefix)),
             context.map(|c| Segment::Embeds(c.soft)),
             Some(Segment::Ids(ids.suffix)),
         ];
         let segments = segments.into_iter().flatten().filter(|s| !s.is_empty()).collect();
-        Ok(Prepared { segments, usage })
+        Ok(Prepared { segments, usage, count, time: Duration::ZERO })
     }
 
     /// Refuses a prompt that leaves no room for its answer.
@@ -223,16 +222,44 @@ impl E2llmBackend {
         Err(BackendError::new(ErrorKind::ContextTooLong, message))
     }
 
+    /// The prompts of requests, each with the time that it took. Texts are read first, by all cores, and while contexts
+    /// are encoded their tokens are counted; a prompt's time is that of its own text and encoding.
+    fn prompts(
+        &mut self,
+        batch: &[Request],
+        room: impl Fn(&Request) -> usize,
+    ) -> Vec<Result<e2llm_lm::Prepared, BackendError>> {
+        let texts = self.read(batch);
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let prompts: Vec<_> = rayon::in_place_scope(|scope| {
+            for text in texts.values() {
+                let tokenizer = &tokenizer;
+                scope.spawn(move |_| {
+                    text.count.of(text.context, tokenizer);
+                });
+            }
+            batch.iter().map(|r| self.timed(r, &texts, room(r), batch.len() == 1)).collect()
+        });
+        let with = batch.iter().zip(prompts);
+        with.map(|(r, prepared)| prepared.map(|p| p.counted(&r.prompt.context, &tokenizer))).collect()
+    }
+
     /// A request's prompt; `alone` says that nothing else is waited for at the same time.
-    fn timed(&mut self, request: &Request, alone: bool) -> Result<e2llm_lm::Prepared, BackendError> {
+    fn timed(
+        &mut self,
+        request: &Request,
+        texts: &Texts<'_>,
+        room: usize,
+        alone: bool,
+    ) -> Result<Prepared, BackendError> {
         let start = Instant::now();
         self.cancel.check()?;
-        let Prepared { segments, usage } = self.prepare(request, request.generation.max_new_tokens)?;
+        let prepared = self.prepare(request, texts, room)?;
         if !alone {
             // An accelerator still works on it, and the next one would wait in its time.
             self.model.decoder().device().synchronize().map_err(LmError::from)?;
         }
-        Ok(e2llm_lm::Prepared { segments, usage, time: start.elapsed() })
+        Ok(Prepared { time: prepared.time + start.elapsed(), ..prepared })
     }
 }
 
@@ -242,7 +269,7 @@ impl Backend for E2llmBackend {
     }
 
     fn generate(&mut self, batch: &[Request]) -> Vec<Result<Response, BackendError>> {
-        let prompts = batch.iter().map(|request| self.timed(request, batch.len() == 1)).collect();
+        let prompts = self.prompts(batch, |request| request.generation.max_new_tokens);
         let cancelled = || self.cancel.is_cancelled();
         answer_batch(self.model.decoder(), &self.tokenizer, &self.eos_ids, batch, prompts, &cancelled)
     }
@@ -252,7 +279,9 @@ impl Backend for E2llmBackend {
         self.cancel.check()?;
         let continuations = e2llm_lm::continuation_ids(&self.tokenizer, choices)?;
         let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
-        let Prepared { segments, mut usage } = self.prepare(request, longest)?;
+        let prompt = self.prompts(std::slice::from_ref(request), |_| longest).pop();
+        let unread = || BackendError::new(ErrorKind::Failed, "the prompt was not read");
+        let e2llm_lm::Prepared { segments, mut usage, .. } = prompt.unwrap_or_else(|| Err(unread()))?;
         let cancelled = || self.cancel.is_cancelled();
         let scores = score_continuations(self.model.decoder(), &segments, &continuations, &cancelled)?;
         usage.time_to_first_token = start.elapsed().as_secs_f64();
@@ -278,113 +307,9 @@ fn in_order(waves: &[Tensor], place: Vec<u32>) -> candle_core::Result<Tensor> {
     all.index_select(&place, 0)?.flatten(0, 1)
 }
 
-fn bad_option(name: &str, what: &str) -> BackendError {
-    BackendError::new(ErrorKind::BadRequest, format!("backend option `{name}`: {what}"))
-}
-
 fn no_tokenizer(part: &str) -> BackendError {
     BackendError::new(
         ErrorKind::Failed,
         format!("the {part} has no `tokenizer.json`, so it cannot read text"),
     )
-}
-
-fn settings(context: &BuildContext, sources: &Sources) -> Result<Settings, BackendError> {
-    let device = open_device(context.device)?;
-    let decoder: Precision = match context.dtype.as_str() {
-        "" if device.is_cpu() => Precision::F32,
-        "" => Precision::BF16,
-        name => name.parse()?,
-    };
-    // Eight-bit products would save nothing worth their error in a model this small.
-    let encoder = if decoder == Precision::Quantised { Precision::F32 } else { decoder };
-    let merge_lora = decoder.merges(&device);
-    Ok(Settings {
-        device,
-        encoder,
-        decoder,
-        trainable: false,
-        merge_lora,
-        seed: context.seed,
-        untrained: untrained(&context.options, sources)?,
-    })
-}
-
-/// The settings of a model without a checkpoint. One with a checkpoint has its own, and they cannot be overruled.
-fn untrained(options: &Options, sources: &Sources) -> Result<E2llmConfig, BackendError> {
-    let mut config = E2llmConfig::default();
-    let mut named = ["adapter", "soft_tokens_per_chunk", "output_scale"].into_iter();
-    if let Some(folder) = &sources.checkpoint
-        && let Some(name) = named.find(|n| !options.text(n).is_empty())
-    {
-        let what = format!("the checkpoint {} has its own settings", folder.display());
-        return Err(bad_option(name, &what));
-    }
-    if !options.text("adapter").is_empty() {
-        config.adapter = options.text("adapter").parse().map_err(|e| BackendError::failed(&e))?;
-    }
-    if let Some(k) = options.parse("soft_tokens_per_chunk")? {
-        config.soft_tokens_per_chunk = k;
-    }
-    if let Some(scale) = options.parse("output_scale")? {
-        config.output_scale = scale;
-    }
-    config.check().map_err(|e| BackendError::failed(&e))?;
-    Ok(config)
-}
-
-fn info(
-    context: &BuildContext,
-    sources: &Sources,
-    settings: &Settings,
-    loaded: &Loaded,
-) -> Result<BackendInfo, BackendError> {
-    let positions = loaded.decoder.config.max_position_embeddings as u64;
-    let window = context.model.window.unwrap_or(positions).min(positions);
-    let mut warnings = loaded.warnings.clone();
-    let template = loaded.decoder.tokenizer.as_ref().and_then(Tokenizer::chat);
-    if template.is_none() {
-        warnings.push("the decoder has no chat template: prompts are raw text".into());
-    }
-    let base = loaded.encoder.config.parameters() + loaded.decoder.config.parameters();
-    Ok(BackendInfo {
-        name: NAME.into(),
-        model: context.model.name.clone(),
-        parameters: base + loaded.trained_parameters,
-        trained_parameters: if loaded.trained { loaded.trained_parameters } else { 0 },
-        window: Some(window),
-        dtype: settings.decoder.to_string(),
-        device: context.device.to_string(),
-        truncation: "none".into(),
-        fingerprint: fingerprint(sources, settings, loaded, window)?,
-        chat_template: template.map(|t| t.hash()),
-        warnings,
-    })
-}
-
-/// Hash of everything that decides an answer beside the request.
-fn fingerprint(
-    sources: &Sources,
-    settings: &Settings,
-    loaded: &Loaded,
-    window: u64,
-) -> Result<String, BackendError> {
-    let mut hash = Fingerprint::new(NAME, env!("CARGO_PKG_VERSION"));
-    let config = loaded.model.config().to_json().map_err(|e| BackendError::failed(&e))?;
-    hash.text("settings", &config).text("dtype", &settings.decoder.to_string());
-    hash.text("window", &window.to_string());
-    hash.text("encoder", &loaded.base.encoder).text("decoder", &loaded.base.decoder);
-    let weights = [loaded.encoder.weights.files(), loaded.decoder.weights.files()].concat();
-    for file in loaded.encoder.files.iter().chain(&loaded.decoder.files).filter(|f| !weights.contains(f)) {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        hash.file(&name, file).map_err(|e| BackendError::failed(&e))?;
-    }
-    match sources.checkpoint.as_ref().filter(|_| loaded.trained) {
-        Some(folder) => {
-            let files = Weights::open_named(folder, checkpoint::TRAINED)?.files();
-            hash.text("trained", &checkpoint::weights_hash(&files)?)
-        }
-        None => hash.text("seed", &settings.seed.to_string()),
-    };
-    Ok(hash.finish())
 }
