@@ -69,7 +69,7 @@ pub use prefill::{PREFILL_BLOCK, Segment, prefill, prompt_len};
 pub use reader::{Bookmark, Reader};
 pub use requests::{Prepared, answer_batch, continuation_ids, open_device, token_counter};
 pub use rope::{Rope, RopeScaling};
-pub use score::{score_continuations, score_continuations_with, token_log_probs};
+pub use score::{score_continuations, score_continuations_with, tail_log_probs, token_log_probs};
 pub use sentence::{Pooling, SentenceEncoder, SentenceSettings};
 pub use stretch::{Stretch, StretchError};
 pub use tensor_store::{StoreCounts, TensorStore};

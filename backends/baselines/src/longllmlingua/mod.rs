@@ -11,8 +11,10 @@
 //!
 //! The small model that scores is the decoder itself. Settings: segments of 200 tokens and a = 2 as in LLMLingua, delta = 0.3
 //! as upstream's examples, a quarter of the tokens kept (the paper's 4x).
-//! Cost for a context of T tokens in chunks of c: coarse O(T (c + q)) attention with a question of q tokens, fine
-//! O(a n (n + q)) in two passes, then the prompt of n tokens, O(n^2); memory O(n + q).
+//! Cost for a context of T tokens in N chunks of c: coarse, all chunks with the question of q tokens behind each, read side
+//! by side: T + N q tokens, O((T + N q) (c + q)) attention, logits for the N q; fine, one after the other, a n tokens that
+//! are scored and n that stay, each in two texts, O(a n (n + q)) attention, in one pass for each segment and text; then the
+//! prompt of n tokens, O(n^2). Memory O(n + q) and one batch of chunks.
 //!
 //! Ours: t is such that exactly n tokens stay (upstream's parts are clipped, then missed); chunks are cut by length; a
 //! target beyond what the window leaves is lowered to it, one that covers the context leaves the prompt as it is, also in
@@ -28,7 +30,7 @@ use crate::decoder::{Decoder, DecoderBackend, Finishing, LORA, Method, Prepared,
 use crate::options::{at_least, bad_option, positive};
 use crate::prompt::Whole;
 use e2llm_backend::{BackendError, BackendSpec, BuildContext, Chunker, ErrorKind, OptionSpec, Prompt, Usage};
-use e2llm_lm::{Reader, Segment};
+use e2llm_lm::{Reader, Segment, tail_log_probs};
 use recover::Kept;
 use std::ops::Range;
 use std::sync::Arc;
@@ -190,12 +192,13 @@ impl LongLlmLingua {
         let cancelled = || decoder.cancel.is_cancelled();
         let start = start_id(decoder)?;
         let question = decoder.tokenizer.encode(&format!("{GAP}{question}{RESTRICTION}"), false)?;
-        let mut worth = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            let mut reader = Reader::new(&decoder.model.llama, chunk.ids.len() + question.len() + 1);
-            reader.skip(&[&[start][..], chunk.ids.as_slice()].concat(), &cancelled)?;
-            worth.push(score::importance(&reader.read(&question, &cancelled)?));
-        }
+        let behind = |chunk: &Chunk| {
+            let ids = [&[start][..], &chunk.ids, &question].concat();
+            (ids, 1 + chunk.ids.len())
+        };
+        let texts: Vec<_> = chunks.iter().map(behind).collect();
+        let scores = tail_log_probs(&decoder.model.llama, &texts, &cancelled)?;
+        let worth: Vec<f64> = scores.iter().map(|scores| score::importance(scores)).collect();
         let mut order: Vec<usize> = (0..chunks.len()).collect();
         order.sort_by(|&a, &b| worth[b].total_cmp(&worth[a]));
         Ok(order)
@@ -215,13 +218,14 @@ impl LongLlmLingua {
         let expected = chunks.iter().map(|(_, kept)| kept).sum::<usize>() + self.segment + 1;
         let mut plain = Reader::new(&decoder.model.llama, expected);
         let mut asked = Reader::new(&decoder.model.llama, expected + question.len());
-        plain.skip(&[start], &cancelled)?;
-        asked.skip(&[&[start][..], question.as_slice()].concat(), &cancelled)?;
+        plain.skip(&[start]);
+        asked.skip(&[start]);
+        asked.skip(&question);
         let mut out: Vec<Thinned<'a>> = Vec::with_capacity(chunks.len());
         for &(chunk, kept) in chunks {
             if out.last().is_some_and(|before| before.chunk.bytes.end != chunk.bytes.start) {
-                plain.skip(&gap, &cancelled)?;
-                asked.skip(&gap, &cancelled)?;
+                plain.skip(&gap);
+                asked.skip(&gap);
             }
             let (mut scores, mut keep) = (Vec::new(), Vec::new());
             for (n, kept) in budget::segments(chunk.ids.len(), kept, self.segment) {
@@ -235,8 +239,8 @@ impl LongLlmLingua {
                         ids.iter().zip(&stays).filter(|(_, s)| **s).map(|(id, _)| *id).collect();
                     plain.go_back(&marks.0);
                     asked.go_back(&marks.1);
-                    plain.skip(&left, &cancelled)?;
-                    asked.skip(&left, &cancelled)?;
+                    plain.skip(&left);
+                    asked.skip(&left);
                 }
                 scores.extend(worth);
                 keep.extend(stays);

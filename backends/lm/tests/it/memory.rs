@@ -4,7 +4,7 @@ use crate::support::{distance, folder, llama_config, llama_json, never};
 use candle_core::{DType, Device, Result, Tensor};
 use e2llm_lm::{
     Generation, Heads, KvCache, Llama, Memory, Precision, Reader, Rope, Segment, Weights, generate,
-    generate_with, prefill, score_continuations, score_continuations_with, token_log_probs,
+    generate_with, prefill, score_continuations, score_continuations_with, tail_log_probs, token_log_probs,
 };
 
 fn llama() -> Llama {
@@ -112,11 +112,23 @@ fn runs_are_as_likely_as_the_whole() {
     let mut reader = Reader::new(&llama, 0);
     assert!(reader.read(&text, &never).is_err(), "nothing stands before the first");
     assert!(reader.read(&[], &never).unwrap().is_empty());
-    reader.skip(&text[..1], &never).unwrap();
+    // Back to where ids were skipped, before and after they were read.
+    reader.skip(&text[..1]);
+    let first = reader.bookmark();
+    reader.skip(&[7; 3]);
+    reader.go_back(&first);
+    reader.skip(&text[1..3]);
+    let third = reader.bookmark();
+    let longer = reader.read(&text[3..9], &never).unwrap();
+    reader.go_back(&third);
+    for (got, want) in reader.read(&text[3..7], &never).unwrap().iter().zip(&longer) {
+        assert!((got - want).abs() < 1e-9, "{got} {want}");
+    }
+    reader.go_back(&first);
     let mut got = reader.read(&text[1..600], &never).unwrap();
     let mark = reader.bookmark();
     got.extend(reader.read(&text[600..601], &never).unwrap());
-    reader.skip(&[9; 40], &never).unwrap();
+    reader.skip(&[9; 40]);
     reader.go_back(&mark);
     got.truncate(599);
     got.extend(reader.read(&text[600..], &never).unwrap());
@@ -124,4 +136,25 @@ fn runs_are_as_likely_as_the_whole() {
     for (got, want) in got.iter().zip(&whole) {
         assert!((got - want).abs() < 1e-9, "{got} {want}");
     }
+}
+
+#[test]
+fn texts_side_by_side_are_as_likely_as_alone() {
+    let llama = llama();
+    let text = ids(900);
+    // More than one batch, several lengths, one text of which nothing is asked.
+    let texts: Vec<(Vec<u32>, usize)> =
+        [(700, 1), (650, 640), (2, 1), (900, 500), (30, 30), (699, 3), (31, 20)]
+            .map(|(n, first)| (text[text.len() - n..].to_vec(), first))
+            .to_vec();
+    let got = tail_log_probs(&llama, &texts, &never).unwrap();
+    for ((ids, first), got) in texts.iter().zip(&got) {
+        let whole = token_log_probs(&llama, ids, &never).unwrap();
+        assert_eq!(got.len(), ids.len() - first);
+        for (got, want) in got.iter().zip(&whole[first - 1..]) {
+            assert!((got - want).abs() < 1e-9, "{got} {want}");
+        }
+    }
+    assert!(tail_log_probs(&llama, &[(vec![1, 2], 0)], &never).is_err(), "nothing stands before the first");
+    assert!(tail_log_probs(&llama, &[(vec![1, 1 << 20], 1)], &never).is_err(), "not in the vocabulary");
 }
