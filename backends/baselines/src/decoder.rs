@@ -66,8 +66,8 @@ pub(crate) trait Method: Send {
         false
     }
 
-    /// What the decoder remembers with, for a prompt and answer of `expected` positions.
-    fn memory(&self, _decoder: &Decoder, expected: usize) -> Box<dyn Memory> {
+    /// What the decoder remembers with, for a prompt of `_prompt` positions, `expected` with its answer.
+    fn memory(&self, _decoder: &Decoder, _prompt: usize, expected: usize) -> Box<dyn Memory> {
         Box::new(KvCache::new(expected))
     }
 }
@@ -226,8 +226,9 @@ impl<M: Method> DecoderBackend<M> {
     fn answer(&mut self, request: &Request) -> Result<Response, BackendError> {
         let (ready, finish) = self.prepare(request)?;
         let decoder = &self.decoder;
-        let expected = prompt_len(&ready.segments) + request.generation.max_new_tokens;
-        let mut memory = self.method.memory(decoder, expected);
+        let prompt = prompt_len(&ready.segments);
+        let expected = prompt + request.generation.max_new_tokens;
+        let mut memory = self.method.memory(decoder, prompt, expected);
         let generated = generate_with(
             &mut *memory,
             &decoder.model.llama,
@@ -314,7 +315,8 @@ impl<M: Method> Backend for DecoderBackend<M> {
         let Prepared { segments, mut usage, .. } =
             self.method.prepare(&self.decoder, &request.prompt, room)?;
         let decoder = &self.decoder;
-        let mut memory = self.method.memory(decoder, prompt_len(&segments) + room);
+        let prompt = prompt_len(&segments);
+        let mut memory = self.method.memory(decoder, prompt, prompt + room);
         let scores =
             score_continuations_with(&mut *memory, &decoder.model.llama, &segments, &continuations, &|| {
                 decoder.cancel.is_cancelled()

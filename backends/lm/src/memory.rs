@@ -40,7 +40,7 @@ pub trait Memory {
     /// Positions read so far, those that were forgotten included.
     fn offset(&self) -> usize;
 
-    /// Positions that may be read at once.
+    /// Positions that may be read at once, from here on.
     fn block(&self) -> usize {
         PREFILL_BLOCK
     }
@@ -71,6 +71,12 @@ pub trait Memory {
     /// reads it within whole layers, without [`Memory::attend`].
     fn plain(&mut self) -> Option<&mut KvCache> {
         None
+    }
+
+    /// As [`Memory::plain`] of the next positions: they are only written behind what is held and see all of it, but are
+    /// turned by their place in the text ([`Memory::offset`]), which may be beyond what is held.
+    fn behind(&mut self) -> Option<&mut KvCache> {
+        self.plain()
     }
 
     /// A memory that goes on from here and leaves this one as it is, as long as only one of the two is written.

@@ -76,7 +76,7 @@ pub(crate) fn read_blocks(
     cancelled: &dyn Fn() -> bool,
     mut each: impl FnMut(&Tensor) -> candle_core::Result<()>,
 ) -> Result<()> {
-    let size = memory.block().clamp(1, PREFILL_BLOCK);
+    let mut size = memory.block().clamp(1, PREFILL_BLOCK);
     let mut parts = Vec::new();
     let mut filled = 0;
     let total = prompt_len(prompt);
@@ -94,7 +94,7 @@ pub(crate) fn read_blocks(
                 let block = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
                 each(&llama.forward_hidden(&block, None, Some(&mut *memory))?)?;
                 parts.clear();
-                filled = 0;
+                (filled, size) = (0, memory.block().clamp(1, PREFILL_BLOCK));
             }
         }
     }

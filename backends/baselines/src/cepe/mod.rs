@@ -261,7 +261,7 @@ impl Method for Cepe {
     }
 
     /// Of the prompt that was prepared last.
-    fn memory(&self, _decoder: &Decoder, expected: usize) -> Box<dyn Memory> {
+    fn memory(&self, _decoder: &Decoder, _prompt: usize, expected: usize) -> Box<dyn Memory> {
         let own = KvCache::new(expected);
         match self.read.as_ref().filter(|_| self.reads) {
             Some(read) => Box::new(CrossMemory::new(own, Arc::clone(&read.keys))),

@@ -70,7 +70,7 @@ impl Method for SelfExtend {
         true
     }
 
-    fn memory(&self, _decoder: &Decoder, expected: usize) -> Box<dyn Memory> {
+    fn memory(&self, _decoder: &Decoder, _prompt: usize, expected: usize) -> Box<dyn Memory> {
         Box::new(SelfExtendCache::new(self.group, self.neighbours, expected))
     }
 }

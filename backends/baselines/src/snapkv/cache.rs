@@ -3,7 +3,7 @@
 use super::select::{Pooling, highest, pooled};
 use candle_core::{D, DType, Result, Tensor, bail};
 use e2llm_kernels::Mask;
-use e2llm_lm::{Heads, KvCache, Memory, Rope};
+use e2llm_lm::{Heads, KvCache, Memory, PREFILL_BLOCK, Rope};
 
 /// What is kept of a prompt.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +23,8 @@ pub(super) struct SnapKvCache {
     keeping: Keeping,
     cache: KvCache,
     read: usize,
+    /// Positions of the prompt.
+    prompt: usize,
     expected: usize,
     /// Rotated queries `[1, H, n, d]` of the last positions of the prompt, by layer; empty once it is read.
     observed: Vec<Tensor>,
@@ -30,9 +32,15 @@ pub(super) struct SnapKvCache {
 }
 
 impl SnapKvCache {
-    pub(super) fn new(keeping: Keeping, expected: usize) -> Self {
+    /// A memory for a prompt of `prompt` positions, `expected` with its answer.
+    pub(super) fn new(keeping: Keeping, prompt: usize, expected: usize) -> Self {
         let cache = KvCache::new(expected);
-        Self { keeping, cache, read: 0, expected, observed: Vec::new(), is_prompt: true }
+        Self { keeping, cache, read: 0, prompt, expected, observed: Vec::new(), is_prompt: true }
+    }
+
+    /// Positions of the prompt until the first that observes.
+    fn unobserved(&self) -> usize {
+        self.prompt.saturating_sub(self.keeping.observe + self.read)
     }
 
     /// Positions each head keeps.
@@ -95,11 +103,23 @@ impl Memory for SnapKvCache {
         self.read
     }
 
+    /// The last positions of the prompt, whose queries are needed, are read apart.
+    fn block(&self) -> usize {
+        match self.unobserved() {
+            0 => PREFILL_BLOCK,
+            before => before.min(PREFILL_BLOCK),
+        }
+    }
+
+    fn behind(&mut self) -> Option<&mut KvCache> {
+        (!self.is_prompt || self.unobserved() > 0).then_some(&mut self.cache)
+    }
+
     fn attend(&mut self, layer: usize, heads: &Heads, rope: &Rope) -> Result<Tensor> {
         let (cos, sin) = rope.tables(self.read, heads.positions()?, self.expected)?;
         let q = e2llm_kernels::rope(&heads.q, &cos, &sin)?;
         let k = e2llm_kernels::rope(&heads.k, &cos, &sin)?;
-        if self.is_prompt {
+        if self.is_prompt && self.unobserved() == 0 {
             self.observe(layer, &q)?;
         }
         let (k, v) = self.cache.append(layer, &k, &heads.v)?;

@@ -5,7 +5,8 @@
 //! of the highest votes and the last w stay, keys and values as they were computed, the rest is dropped. The answer
 //! goes on at the prompt's true length. Settings as in the paper's LongBench runs: w = 32, k = 7, the maximum; C = 1024.
 //! Cost: reading is that of `full`, O(T^2) attention and O(T) memory, so T is bounded by the window; writing then costs
-//! O(C) a token in attention and memory.
+//! O(C) a token in attention and memory. All but the prompt's last w positions are read, and the answer is written, as a
+//! plain memory is.
 //!
 //! Ours: with grouped queries the votes of a group's query heads are averaged, so that a key head keeps one set of
 //! positions (upstream repeats the keys and keeps a set for each query head).
@@ -84,7 +85,7 @@ impl Method for SnapKv {
         true
     }
 
-    fn memory(&self, _decoder: &Decoder, expected: usize) -> Box<dyn Memory> {
-        Box::new(SnapKvCache::new(self.0, expected))
+    fn memory(&self, _decoder: &Decoder, prompt: usize, expected: usize) -> Box<dyn Memory> {
+        Box::new(SnapKvCache::new(self.0, prompt, expected))
     }
 }

@@ -36,11 +36,14 @@ pub(super) fn pooled(scores: &[f32], kernel: usize, pooling: Pooling) -> Vec<f32
 
 /// The `n` positions of the highest scores, in their order; of equals the first.
 pub(super) fn highest(scores: &[f32], n: usize) -> Vec<u32> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    order.truncate(n);
-    order.sort_unstable();
-    order.into_iter().map(|i| i as u32).collect()
+    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+    if n < order.len() {
+        let rank = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
+        order.select_nth_unstable_by(n, rank);
+        order.truncate(n);
+        order.sort_unstable();
+    }
+    order
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ fn the_memory_is_the_budget_and_positions_go_on() {
     let llama = &decoder.model.llama;
     let ids: Vec<u32> = (0..1100u32).map(|i| 3 + (i * i * 7 + i * 13) % 256).collect();
     let keeping = Keeping { budget: 50, observe: 16, kernel: 5, pooling: Pooling::Average };
-    let mut memory = SnapKvCache::new(keeping, ids.len() + 2);
+    let mut memory = SnapKvCache::new(keeping, ids.len(), ids.len() + 2);
     prefill(llama, &[Segment::Ids(ids.clone())], &mut memory, &|| false).unwrap();
     assert_eq!((memory.held(), memory.offset()), (50, 1100));
     let mut branch = memory.fork().unwrap();

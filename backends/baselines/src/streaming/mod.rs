@@ -83,7 +83,7 @@ impl Method for Streaming {
         true
     }
 
-    fn memory(&self, decoder: &Decoder, _expected: usize) -> Box<dyn Memory> {
+    fn memory(&self, decoder: &Decoder, _prompt: usize, _expected: usize) -> Box<dyn Memory> {
         Box::new(StreamingCache::new(self.sinks, decoder.window - self.sinks))
     }
 }

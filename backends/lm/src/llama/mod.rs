@@ -139,10 +139,12 @@ impl Llama {
         let (_, t, _) = x.dims3()?;
         let mut x = x.clone();
         #[cfg(feature = "cuda")]
-        if let Some(cache) = memory.plain().filter(|_| x.dims()[0] == 1)
+        let offset = memory.offset();
+        #[cfg(feature = "cuda")]
+        if let Some(cache) = memory.behind().filter(|_| x.dims()[0] == 1)
             && let Some(layers) = crate::whole_layers::cached(&x, self)
         {
-            let (cos, sin) = self.rope.tables(cache.offset(), t, cache.expected())?;
+            let (cos, sin) = self.rope.tables(offset, t, cache.expected())?;
             x = crate::whole_layers::read(&x, self, &layers, (&cos, &sin), cache)?;
             memory.advance(t);
             return rms_norm(&x, &self.norm, self.config.rms_norm_eps);
