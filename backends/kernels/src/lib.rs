@@ -30,7 +30,7 @@ mod rope;
 mod simd;
 
 pub use activation::{gelu, silu_mul};
-pub use attention::{Mask, attention, attention_rows};
+pub use attention::{Mask, attention, attention_lse, attention_rows};
 pub use cache::{RowLengths, store_last};
 pub use checkpoint::checkpoint;
 #[cfg(feature = "cuda")]

@@ -3,7 +3,8 @@
 //! Source: SelfExtend (Jin et al. 2024, arXiv 2401.01325). A query at i sees a key at j at the distance `i - j` where that
 //! is below w, and at `i / g - j / g + w - w / g` (whole numbers) elsewhere; the softmax goes over both. The window L becomes
 //! `(L - w) g + w`. A group g of 1, or a prompt of at most w tokens, is plain attention.
-//! Cost: O(T^2) attention, two products where `full` has one, and O(T) memory, of which scores take 64 T per head.
+//! Cost: O(T^2) attention, as `full`, and O(T w) more for what is near, with the same kernels; O(T) memory, without scores.
+//! Each new token also turns w keys anew.
 //!
 //! Settings: g = 4, w = 1024; the paper searches both for each model.
 

@@ -9,7 +9,7 @@ mod wide;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::RowLengths;
 use crate::element::{Element, Real, for_dtype, storage};
@@ -49,7 +49,18 @@ pub enum Mask<'a> {
 /// # Errors
 /// If sizes, element types or devices do not fit together.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
-    run(q, k, v, mask, scale)?.transpose(1, 2)
+    run(q, k, v, mask, scale, None)?.transpose(1, 2)
+}
+
+/// As [`attention`], with the logarithm of each row's sum of exponentials, `[B, H, Tq]` (float32, float64 for float64),
+/// by which attentions to disjoint sets of keys are put together; for inference. Of a row that sees no key it means nothing.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_lse(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<(Tensor, Tensor)> {
+    let kept = Kept::default();
+    let o = run(q, k, v, mask, scale, Some(&kept))?;
+    Ok((o.transpose(1, 2)?, kept.get()?))
 }
 
 /// As [`attention`], with the heads of a position side by side: `[B, Tq, H * d]`, contiguous, which is what the
@@ -58,13 +69,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> 
 /// # Errors
 /// As [`attention`].
 pub fn attention_rows(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
-    let o = run(q, k, v, mask, scale)?;
+    let o = run(q, k, v, mask, scale, None)?;
     let (b, tq, h, d) = o.dims4()?;
     o.reshape((b, tq, h * d))
 }
 
-/// The result as `[B, Tq, H, d]`.
-fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
+/// The result as `[B, Tq, H, d]`; `lse` gets its logarithms where they are asked for.
+fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64, lse: Option<&Kept>) -> Result<Tensor> {
     let _timer = crate::profile::timer(crate::profile::Kind::Attention);
     let (b, h, tq, d) = q.dims4()?;
     let (kb, hkv, tk, kd) = k.dims4()?;
@@ -88,7 +99,9 @@ fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Ten
     }
     let lengths: Vec<usize> = (0..b).map(|i| lengths.map_or(tk, |l| l[i].min(tk))).collect();
     #[cfg(feature = "flash-attn")]
-    if let Some(o) = flash::attention([q, k, v], &lengths, offset, scale)? {
+    if lse.is_none()
+        && let Some(o) = flash::attention([q, k, v], &lengths, offset, scale)?
+    {
         return Ok(o);
     }
     #[cfg(feature = "cuda")]
@@ -100,15 +113,17 @@ fn run(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Ten
     let visible = Visible { lengths, offset };
     let size = Size { b, h, hkv, tq, tk, d };
     if q.device().is_cuda() && d > WIDEST_ON_GPU {
-        return wide::attention([q, k, v], size, &visible, scale);
+        let (o, sums) = wide::attention([q, k, v], size, &visible, scale)?;
+        lse.inspect(|lse| lse.put(sums));
+        return Ok(o);
     }
-    let tracked = q.track_op() || k.track_op() || v.track_op();
+    let tracked = lse.is_some() || q.track_op() || k.track_op() || v.track_op();
     let op = Attention {
         size,
         visible,
         scale,
         tracked,
-        lse: Mutex::new(None),
+        lse: lse.cloned().unwrap_or_default(),
         #[cfg(feature = "cuda")]
         lengths: on_device,
     };
@@ -182,28 +197,32 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-/// `lse` keeps the logarithm of each row's sum of exponentials, `[B, H, Tq]`, from forward to backward.
+/// The logarithm of each row's sum of exponentials, `[B, H, Tq]`, once it is computed.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Option<Tensor>>>);
+
+impl Kept {
+    fn put(&self, lse: Tensor) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(lse);
+    }
+
+    fn get(&self) -> Result<Tensor> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(lse) => Ok(lse.clone()),
+            None => bail!("attention: no sums of exponentials before the forward pass"),
+        }
+    }
+}
+
+/// `lse` goes from forward to backward.
 pub(crate) struct Attention {
     pub(crate) size: Size,
     pub(crate) visible: Visible,
     pub(crate) scale: f64,
     tracked: bool,
-    lse: Mutex<Option<Tensor>>,
+    lse: Kept,
     #[cfg(feature = "cuda")]
     pub(crate) lengths: Option<Tensor>,
-}
-
-impl Attention {
-    fn keep(&self, lse: Tensor) {
-        *self.lse.lock().unwrap_or_else(PoisonError::into_inner) = Some(lse);
-    }
-
-    fn kept(&self) -> Result<Tensor> {
-        match &*self.lse.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(lse) => Ok(lse.clone()),
-            None => bail!("attention: backward without forward"),
-        }
-    }
 }
 
 impl CustomOp3 for Attention {
@@ -227,7 +246,7 @@ impl CustomOp3 for Attention {
             let v = Rows::new(v.as_slice::<T>()?, vl)?;
             let (o, lse) = forward::run(self.size, &self.visible, <T as Element>::Acc::real(self.scale), q, k, v);
             if self.tracked {
-                self.keep(Tensor::from_vec(lse, (b, h, tq), &candle_core::Device::Cpu)?);
+                self.lse.put(Tensor::from_vec(lse, (b, h, tq), &candle_core::Device::Cpu)?);
             }
             Ok((storage(o), Shape::from((b, tq, h, d))))
         })
@@ -246,7 +265,7 @@ impl CustomOp3 for Attention {
         let Size { b, h, tq, d, .. } = self.size;
         let (o, lse) = crate::cuda::attention::forward(self, (q, ql), (k, kl), (v, vl))?;
         if self.tracked {
-            self.keep(lse);
+            self.lse.put(lse);
         }
         Ok((o, Shape::from((b, tq, h, d))))
     }
@@ -259,7 +278,7 @@ impl CustomOp3 for Attention {
         o: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let lse = self.kept()?;
+        let lse = self.lse.get()?;
         #[cfg(feature = "cuda")]
         if q.device().is_cuda() {
             let g = dense(g)?.transpose(1, 2)?;

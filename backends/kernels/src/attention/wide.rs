@@ -12,13 +12,13 @@ const NOTHING: f64 = 1e-30;
 /// How far below any score a hidden one is.
 const HIDDEN: f64 = 1e30;
 
-/// The result `[B, Tq, H, d]`, with gradients for `q`, `k` and `v`.
+/// The result `[B, Tq, H, d]`, with gradients for `q`, `k` and `v`, and the logarithms of the rows' sums, `[B, H, Tq]`.
 pub(super) fn attention(
     [q, k, v]: [&Tensor; 3],
     size: Size,
     visible: &Visible,
     scale: f64,
-) -> Result<Tensor> {
+) -> Result<(Tensor, Tensor)> {
     let Size { b, h, hkv, tq, tk, d } = size;
     // [B, Hkv, T, d] to [B, H, T, d]
     let spread = |t: &Tensor| {
@@ -42,13 +42,14 @@ pub(super) fn attention(
     let weights = scores.broadcast_sub(&highest)?.exp()?;
     let sum = weights.sum_keepdim(D::Minus1)?.maximum(NOTHING)?;
     let o = weights.broadcast_div(&sum)?.to_dtype(v.dtype())?.matmul(&v.contiguous()?)?;
-    o.transpose(1, 2)?.contiguous()
+    let lse = (highest + sum.log()?)?.squeeze(D::Minus1)?;
+    Ok((o.transpose(1, 2)?.contiguous()?, lse))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::{Mask, run};
+    use crate::attention::{Kept, Mask, run};
     use candle_core::{Device, Var};
 
     fn random(shape: (usize, usize, usize, usize), seed: f32) -> Var {
@@ -71,8 +72,13 @@ mod tests {
         {
             let valid = if let Mask::Keys(l) = mask { l.to_vec() } else { vec![7; 3] };
             let visible = Visible { lengths: valid, offset };
-            let ours = attention([&q, &k, &v], size, &visible, 0.4).unwrap();
-            let theirs = run(&q, &k, &v, mask, 0.4).unwrap();
+            let (ours, sums) = attention([&q, &k, &v], size, &visible, 0.4).unwrap();
+            let kept = Kept::default();
+            let theirs = run(&q, &k, &v, mask, 0.4, Some(&kept)).unwrap();
+            for row in [0, 2] {
+                let of_row = |t: &Tensor| t.get(row).unwrap();
+                assert!(largest(&of_row(&sums), &of_row(&kept.get().unwrap())) < 1e-5, "{mask:?}");
+            }
             assert!(largest(&ours, &theirs) < 1e-5, "{mask:?}");
             let weight = random((3, 3, 4, 6), 0.7);
             let gradients =

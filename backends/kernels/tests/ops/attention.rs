@@ -1,7 +1,7 @@
 //! Attention against the composed softmax form.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use e2llm_kernels::{Mask, RowLengths, attention, attention_rows, store_last};
+use e2llm_kernels::{Mask, RowLengths, attention, attention_lse, attention_rows, store_last};
 
 use crate::{check_forward, check_gradients, check_gradients_in, difference, randn, values};
 
@@ -195,4 +195,24 @@ fn mismatches_are_named() {
     let t = inputs((2, 2, 2, 3, 3, 4));
     let e = attention(&t[0], &t[1], &t[2], Mask::Keys(&[1]), 1.).unwrap_err().to_string();
     assert!(e.contains("1 key lengths for a batch of 2"), "{e}");
+}
+
+#[test]
+fn sums_put_disjoint_sets_of_keys_together() {
+    for size in SIZES.into_iter().filter(|size| size.4 > size.3) {
+        let (tq, tk, scale) = (size.3, size.4, 0.3);
+        let [q, k, v] = inputs(size);
+        let before = tk - tq;
+        let part = |start: usize, n: usize, mask: Mask| {
+            let (k, v) = (k.narrow(2, start, n).unwrap(), v.narrow(2, start, n).unwrap());
+            attention_lse(&q, &k, &v, mask, scale).unwrap()
+        };
+        let (first, second) = (part(0, before, Mask::None), part(before, tq, Mask::Causal { offset: 0 }));
+        let share = (&first.1 - &second.1).unwrap();
+        let share =
+            (share.neg().unwrap().exp().unwrap() + 1.0).unwrap().recip().unwrap().unsqueeze(3).unwrap();
+        let got = (&second.0 + (&first.0 - &second.0).unwrap().broadcast_mul(&share).unwrap()).unwrap();
+        let whole = attention(&q, &k, &v, Mask::Causal { offset: before }, scale).unwrap();
+        assert!(difference(&got, &whole) < 1e-12, "{size:?}");
+    }
 }
