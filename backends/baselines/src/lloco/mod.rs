@@ -50,7 +50,7 @@ pub fn spec() -> BackendSpec {
             OptionSpec {
                 name: "store",
                 default: "",
-                help: "folder that documents' summary vectors are kept in; default: only the last one's, in memory",
+                help: "folder that documents' summary vectors are kept in; default: only the latest 64, in memory",
             },
             WINDOW,
         ],

@@ -4,19 +4,22 @@ use candle_core::{Device, Tensor};
 use e2llm_backend::fingerprint::hex;
 use e2llm_lm::{LmError, Result, Weights, write_safetensors};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 /// What the vectors are called in their file.
 const TENSOR: &str = "summaries";
+/// Documents whose vectors stay in memory: some megabytes each, of a large decoder.
+const REMEMBERED: usize = 64;
 
-/// The vectors of the last document, and, where it has a folder, those of all others: `<key>.safetensors`.
+/// The vectors of the latest documents, and, where it has a folder, those of all others: `<key>.safetensors`.
 #[derive(Debug)]
 pub(crate) struct Store {
     folder: Option<PathBuf>,
     /// Identifies the compressor: another one's vectors are never used.
     compressor: String,
-    last: Option<(String, Tensor)>,
+    /// From the oldest to the latest.
+    latest: VecDeque<(String, Tensor)>,
 }
 
 impl Store {
@@ -25,7 +28,7 @@ impl Store {
         if let Some(folder) = &folder {
             std::fs::create_dir_all(folder).map_err(|source| LmError::Io { path: folder.clone(), source })?;
         }
-        Ok(Self { folder, compressor, last: None })
+        Ok(Self { folder, compressor, latest: VecDeque::new() })
     }
 
     /// The hash of a document and of the compressor.
@@ -36,7 +39,7 @@ impl Store {
 
     /// The vectors `[n, D]` of a document, as they were put.
     pub(crate) fn get(&mut self, key: &str, device: &Device) -> Result<Option<Tensor>> {
-        if let Some((_, known)) = self.last.as_ref().filter(|(k, _)| k == key) {
+        if let Some((_, known)) = self.latest.iter().find(|(k, _)| k == key) {
             return Ok(Some(known.clone()));
         }
         let Some(folder) = self.folder.as_ref().filter(|f| Weights::exist(f, key)) else { return Ok(None) };
@@ -44,7 +47,7 @@ impl Store {
         let dtype = file.tensors().get(TENSOR).map(|t| t.dtype.clone()).unwrap_or_default();
         let dtype = if dtype == "BF16" { candle_core::DType::BF16 } else { candle_core::DType::F32 };
         let read = file.load(TENSOR, dtype, device)?;
-        self.last = Some((key.to_owned(), read.clone()));
+        self.remember(key.to_owned(), read.clone());
         Ok(Some(read))
     }
 
@@ -54,7 +57,14 @@ impl Store {
             let tensors = BTreeMap::from([(TENSOR.to_owned(), summaries.to_device(&Device::Cpu)?)]);
             write_safetensors(folder, &key, &tensors, None)?;
         }
-        self.last = Some((key, summaries.clone()));
+        self.remember(key, summaries.clone());
         Ok(())
+    }
+
+    fn remember(&mut self, key: String, summaries: Tensor) {
+        if self.latest.len() >= REMEMBERED {
+            self.latest.pop_front();
+        }
+        self.latest.push_back((key, summaries));
     }
 }
