@@ -46,7 +46,8 @@ pub struct Usage {
     pub time_to_first_token: f64,
     /// Seconds from the first generated token to the last.
     pub decode_time: f64,
-    /// Peak memory in bytes, where the backend can tell.
+    /// Peak of memory in bytes while it was answered, weights included, where it can be told: that of tensors on a GPU, else
+    /// of the process. Requests that were answered together have that of all of them.
     pub peak_memory: Option<u64>,
     /// The truncation applied, e.g. `middle-longbench-v2`; absent where nothing was cut.
     pub truncation: Option<String>,

@@ -4,10 +4,9 @@ use super::args::BackendBenchArgs;
 use super::output;
 use crate::config::{Asked, RunArgs, RunSettings};
 use crate::failure::{Exit, Failure, Result};
-use crate::measure::{DeviceMemory, MeasureSettings, PeakMemory, Point, ResidentMemory, measure};
-use crate::measure::{points_csv, points_svg};
+use crate::measure::{MeasureSettings, Point, measure, memory_of, points_csv, points_svg};
 use crate::run::{all_methods, build, check, registry};
-use e2llm_backend::{CancelFlag, Device};
+use e2llm_backend::CancelFlag;
 use serde::Serialize;
 
 /// Measures backends one after another, prints one line of JSON per length and writes table and pictures. A backend
@@ -62,10 +61,7 @@ fn one(
 ) -> Result<Vec<Point>> {
     let mut backend = build(run, quiet, cancel, None)?;
     let info = backend.info().clone();
-    let mut memory: Box<dyn PeakMemory> = match run.device {
-        Device::Cpu => Box::new(ResidentMemory::default()),
-        device @ Device::Cuda(_) => Box::new(DeviceMemory::new(device)?),
-    };
+    let mut memory = memory_of(run.device)?;
     let mut printed = Ok(());
     let points = measure(backend.as_mut(), settings, memory.as_mut(), |point| {
         let (device, dtype) = (&info.device, &info.dtype);

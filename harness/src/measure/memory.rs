@@ -1,6 +1,7 @@
 //! The most memory that something took.
 
 use crate::failure::{Failure, Result};
+use e2llm_backend::Device;
 use e2llm_kernels::{peak_memory, reset_peak_memory};
 use e2llm_lm::open_device;
 
@@ -11,6 +12,17 @@ pub trait PeakMemory {
 
     /// The peak in bytes since then, where it can be told.
     fn peak(&mut self) -> Option<u64>;
+}
+
+/// What counts the memory of a backend on a device: its tensors on a GPU, the whole process on the CPU.
+///
+/// # Errors
+/// A device that cannot be used.
+pub fn memory_of(device: Device) -> Result<Box<dyn PeakMemory>> {
+    Ok(match device {
+        Device::Cpu => Box::new(ResidentMemory::default()),
+        Device::Cuda(_) => Box::new(DeviceMemory::new(device)?),
+    })
 }
 
 /// The process's resident memory, as Linux counts it; nothing elsewhere.
@@ -55,7 +67,7 @@ impl DeviceMemory {
     ///
     /// # Errors
     /// A device that cannot be used.
-    pub fn new(device: e2llm_backend::Device) -> Result<Self> {
+    pub fn new(device: Device) -> Result<Self> {
         let device = open_device(device).map_err(|e| Failure::failed(e.to_string()))?;
         Ok(Self { device, was_reset: false })
     }

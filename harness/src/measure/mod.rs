@@ -12,7 +12,7 @@ mod memory;
 mod report;
 
 pub use filler::filler;
-pub use memory::{DeviceMemory, PeakMemory, ResidentMemory};
+pub use memory::{DeviceMemory, PeakMemory, ResidentMemory, memory_of};
 pub use report::{points_csv, points_svg};
 
 use crate::failure::{Failure, Result};

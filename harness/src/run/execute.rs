@@ -4,6 +4,7 @@ use super::plan::{self, TaskPlan};
 use super::progress::Reporter;
 use crate::config::RunSettings;
 use crate::failure::{Failure, Result};
+use crate::measure::{PeakMemory, memory_of};
 use crate::store::{Outcome, RunFolder, SampleRecord, SampleWriter};
 use e2llm_backend::{Backend, BackendError, CancelFlag, ErrorKind, FinishReason, Request, Response};
 use e2llm_plugin::{Example, OutputKind, Prediction, Prompt};
@@ -30,6 +31,8 @@ struct Run<'a> {
     plan: &'a TaskPlan,
     backend: &'a mut dyn Backend,
     cancel: &'a CancelFlag,
+    /// Where the model is here and not on a server.
+    memory: Option<Box<dyn PeakMemory>>,
     writer: SampleWriter,
     reporter: Reporter,
     finished: Finished,
@@ -55,7 +58,10 @@ pub fn execute(
     let primary = &plan.entry.primary_metric;
     let parts = plan.task.metrics.parts(primary);
     let reporter = Reporter::new(&plan.entry.id, plan.entry.samples, primary, parts, quiet);
-    let mut run = Run { settings, plan, backend, cancel, writer, reporter, finished: Finished::default() };
+    let needs_model = super::backends::find(&super::backends::registry(), &settings.backend)?.needs_model;
+    let memory = if needs_model { Some(memory_of(settings.device)?) } else { None };
+    let finished = Finished::default();
+    let mut run = Run { settings, plan, backend, cancel, memory, writer, reporter, finished };
     let mut examples = plan.examples()?;
     for (start, keys) in plan.samples.chunks(planned).enumerate() {
         let mut part = Vec::with_capacity(keys.len());
@@ -183,7 +189,21 @@ impl Run<'_> {
         Ok(responses)
     }
 
+    /// The answers, with the peak of memory of all of them in each.
     fn ask(&mut self, examples: &[Example], part: &[(usize, Prompt)]) -> Vec<Answer> {
+        if let Some(memory) = &mut self.memory {
+            memory.reset();
+        }
+        let mut answers = self.answers(examples, part);
+        if let Some(peak) = self.memory.as_mut().and_then(|memory| memory.peak()) {
+            for answer in answers.iter_mut().flatten() {
+                answer.usage.peak_memory.get_or_insert(peak);
+            }
+        }
+        answers
+    }
+
+    fn answers(&mut self, examples: &[Example], part: &[(usize, Prompt)]) -> Vec<Answer> {
         let requests: Vec<Request> =
             part.iter().map(|(i, p)| plan::request(self.settings, &examples[*i], p.clone())).collect();
         let output = self.plan.task.info.output;
