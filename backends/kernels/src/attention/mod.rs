@@ -47,7 +47,7 @@ pub enum Mask<'a> {
 /// result is one float per row and head plus a block of scores per thread; on a GPU, heads wider than 128 hold all scores.
 ///
 /// # Errors
-/// If sizes, element types or devices do not fit together.
+/// If sizes, element types or devices do not fit together, or on a GPU the scale is not positive.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, scale: f64) -> Result<Tensor> {
     run(q, k, v, mask, scale, None)?.transpose(1, 2)
 }

@@ -82,9 +82,10 @@ impl Kernel {
         self.stream.launch_builder(&self.function)
     }
 
-    /// Lets the function use more than the 48 KiB of shared memory that every GPU grants.
+    /// Lets the function use more than the 48 KiB of shared memory that every GPU grants. What its source declares, at most
+    /// 8 KiB, comes on top of `bytes`.
     pub(crate) fn allow_shared(&self, bytes: usize) -> Result<()> {
-        if bytes > 48 * 1024 {
+        if bytes > 40 * 1024 {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             self.function.set_attribute(attribute, int(bytes)?).w()?;
         }

@@ -6,6 +6,13 @@ __device__ __forceinline__ unsigned short round_to_bf16(float x) {
   return bits;
 }
 
+// Both rounded to bf16, the first one in the low half.
+__device__ __forceinline__ unsigned pair(float low, float high) {
+  unsigned bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
 // c += a b for a 16 x 16 (rows), b 16 x 8 (columns), in the fragment layout of mma.m16n8k16.
 __device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   asm volatile(
@@ -32,6 +39,31 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const
                : "memory");
 }
 
+// An 8 x 8 matrix of 16-bit elements transposed; lane l holds columns 2 (l % 4) and the next one of row l / 4.
+__device__ __forceinline__ unsigned transposed(unsigned x) {
+  unsigned y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+#if __CUDA_ARCH__ >= 900
+// Waits for all blocks of the cluster that have not returned.
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// What block `rank` of the cluster has where this one has `p` in its shared memory.
+__device__ __forceinline__ float load_of(const float* p, unsigned rank) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(p);
+  float x;
+  asm volatile("mapa.shared::cluster.u32 %1, %1, %2;\nld.shared::cluster.f32 %0, [%1];"
+               : "=f"(x), "+r"(address)
+               : "r"(rank)
+               : "memory");
+  return x;
+}
+#endif
+
 // 2^x to within two units of the last place; results below the normal range are zero.
 __device__ __forceinline__ float power_of_2(float x) {
   float y;
@@ -39,10 +71,14 @@ __device__ __forceinline__ float power_of_2(float x) {
   return y;
 }
 
-// Starts a copy of 16 bytes to shared memory, zeros unless `valid`; `copied` waits for all that a thread has started.
+// Starts a copy of 16 or 8 bytes to shared memory, zeros unless `valid`; `copied` waits for all that a thread has started.
 __device__ __forceinline__ void copy_16(void* shared, const void* global, bool valid) {
   unsigned to = (unsigned)__cvta_generic_to_shared(shared), bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_8(void* shared, const void* global, bool valid) {
+  unsigned to = (unsigned)__cvta_generic_to_shared(shared), bytes = valid ? 8 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void copied() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

@@ -5,8 +5,8 @@ use candle_core::{Result, bail};
 use half::bf16;
 
 use super::{Context, Mat};
-use crate::cuda::attention::{Params, Tiles, splits};
-use crate::cuda::{Kernel, alloc, grid, int, launch, over};
+use crate::cuda::attention::{Decode, Params, Tiles, splits};
+use crate::cuda::{Kernel, alloc, int, launch, over};
 
 /// Sizes and mask of a layer's attention.
 #[derive(Clone, Copy, Debug)]
@@ -62,27 +62,25 @@ impl Heads {
         })
     }
 
-    /// Tiles of query rows, and batch rows with their key heads.
-    fn grid(&self, rows: usize) -> (usize, usize, usize) {
-        ((self.h / self.hkv * self.t).div_ceil(rows), self.b * self.hkv, 1)
+    /// Query rows of a key head, and key heads of all batch rows.
+    fn rows(&self) -> (usize, usize) {
+        (self.h / self.hkv * self.t, self.b * self.hkv)
     }
 }
 
 /// Writes the heads' outputs side by side to `o`; log-sum-exp `[b, h, t]`.
 pub(super) fn forward(ctx: &Context, heads: Heads, qkv: Mat, o: Mat) -> Result<CudaSlice<f32>> {
     let p = heads.parameters(qkv, o, o, qkv)?;
-    let tiles = Tiles::new::<bf16>(heads.d)?;
+    let (rows, key_heads) = heads.rows();
+    let tiles = Tiles::forward::<bf16>(&ctx.dev, (heads.d, true))?;
     let mut lse = alloc::<f32>(&ctx.dev, heads.b * heads.h * heads.t)?;
-    let f = tiles.function::<bf16>(&ctx.dev, "attention_forward")?;
-    let shared = tiles.shared(tiles.rows + 2 * tiles.keys, tiles.keys);
-    f.allow_shared(shared)?;
     let (q, k, v) = (heads.q(qkv).address, heads.k(qkv).address, heads.v(qkv).address);
     // Scratch for splits, of which there is one.
     let none = 0u64;
-    let mut args = f.builder();
+    let mut args = tiles.kernel.builder();
     args.arg(&q).arg(&k).arg(&v).arg(&o.address).arg(&mut lse).arg(&none).arg(&none).arg(&none);
     args.arg(&heads.lengths).arg(&p);
-    launch(&mut args, grid(heads.grid(tiles.rows), (tiles.threads(), 1), shared))?;
+    launch(&mut args, tiles.config(rows, key_heads, 1))?;
     Ok(lse)
 }
 
@@ -95,31 +93,21 @@ pub(super) fn backward(
     dqkv: Mat,
 ) -> Result<()> {
     let p = heads.parameters(qkv, o, g, dqkv)?;
-    let tiles = Tiles::new::<bf16>(heads.d)?;
-    let rows = heads.b * heads.h * heads.t;
-    let mut delta = alloc::<f32>(&ctx.dev, rows)?;
-    let f = tiles.function::<bf16>(&ctx.dev, "attention_delta")?;
-    let (count, mut args) = (rows as i64, f.builder());
-    args.arg(&o.address).arg(&g.address).arg(&mut delta).arg(&count).arg(&p);
-    launch(&mut args, over(rows * 8))?;
-
+    let (rows, key_heads) = heads.rows();
+    let mut terms = alloc::<f32>(&ctx.dev, 2 * rows * key_heads)?;
     let (q, k, v) = (heads.q(qkv).address, heads.k(qkv).address, heads.v(qkv).address);
     let (dq, dk, dv) = (heads.q(dqkv).address, heads.k(dqkv).address, heads.v(dqkv).address);
-    let f = tiles.function::<bf16>(&ctx.dev, "attention_queries")?;
-    let shared = tiles.shared(2 * tiles.rows + 2 * tiles.keys, tiles.keys);
-    f.allow_shared(shared)?;
-    let mut args = f.builder();
-    args.arg(&q).arg(&k).arg(&v).arg(&g.address).arg(lse).arg(&delta).arg(&dq).arg(&heads.lengths).arg(&p);
-    launch(&mut args, grid(heads.grid(tiles.rows), (tiles.threads(), 1), shared))?;
-
-    let f = tiles.function::<bf16>(&ctx.dev, "attention_keys")?;
-    let shared = tiles.shared(2 * tiles.rows + 2 * tiles.queries, tiles.queries);
-    f.allow_shared(shared)?;
-    let mut args = f.builder();
-    args.arg(&q).arg(&k).arg(&v).arg(&g.address).arg(lse).arg(&delta).arg(&dk).arg(&dv);
+    let tiles = Tiles::queries::<bf16>(&ctx.dev, (heads.d, true))?;
+    let mut args = tiles.kernel.builder();
+    args.arg(&q).arg(&k).arg(&v).arg(&o.address).arg(&g.address).arg(lse).arg(&mut terms).arg(&dq);
     args.arg(&heads.lengths).arg(&p);
-    let blocks = (heads.t.div_ceil(tiles.rows), heads.b * heads.hkv, 1);
-    launch(&mut args, grid(blocks, (tiles.threads(), 1), shared))
+    launch(&mut args, tiles.config(rows, key_heads, 1))?;
+
+    let tiles = Tiles::keys::<bf16>(&ctx.dev, (heads.d, true), heads.t, key_heads)?;
+    let mut args = tiles.kernel.builder();
+    args.arg(&q).arg(&k).arg(&v).arg(&g.address).arg(&terms).arg(&dk).arg(&dv);
+    args.arg(&heads.lengths).arg(&p);
+    launch(&mut args, tiles.config(heads.t, key_heads, 1))
 }
 
 /// Sizes of attention to remembered keys.
@@ -138,8 +126,18 @@ pub(super) struct Cached {
 /// What all layers of a pass attend with.
 pub(super) struct CachedAttention {
     size: Cached,
+    way: Way,
+}
+
+enum Way {
+    /// A few query rows, in one launch that leaves nothing behind.
+    Few(Decode),
+    Tiles(Box<Split>),
+}
+
+/// Tiles of query rows, against parts of the keys where there are few of them.
+struct Split {
     tiles: Tiles,
-    forward: Kernel,
     merge: Option<Kernel>,
     splits: usize,
     lse: CudaSlice<f32>,
@@ -151,26 +149,25 @@ pub(super) struct CachedAttention {
 impl CachedAttention {
     pub(super) fn new(ctx: &Context, size: Cached) -> Result<Self> {
         let Cached { sequences, t, longest, h, hkv, d } = size;
-        let tiles = Tiles::new::<bf16>(d)?;
-        let row_tiles = (h / hkv * t).div_ceil(tiles.rows);
-        let splits = splits(row_tiles * sequences * hkv, longest);
-        let forward = tiles.function::<bf16>(&ctx.dev, "attention_forward")?;
-        forward.allow_shared(tiles.shared(tiles.rows + 2 * tiles.keys, tiles.keys))?;
-        let merge =
-            if splits > 1 { Some(tiles.function::<bf16>(&ctx.dev, "attention_merge")?) } else { None };
+        let (of_group, key_heads) = (h / hkv * t, sequences * hkv);
+        if let Some(decode) = Decode::new(&ctx.dev, key_heads, of_group, d, longest)? {
+            return Ok(Self { size, way: Way::Few(decode) });
+        }
+        let tiles = Tiles::forward::<bf16>(&ctx.dev, (d, true))?;
+        let splits = splits(tiles.blocks(of_group) * key_heads, longest);
+        let merge = if splits > 1 { Some(tiles.merge::<bf16>(&ctx.dev)?) } else { None };
         let rows = sequences * t * h;
         let partial = if splits > 1 { splits * rows } else { 1 };
-        Ok(Self {
-            size,
+        let split = Split {
             tiles,
-            forward,
             merge,
             splits,
             lse: alloc(&ctx.dev, rows)?,
             acc: alloc(&ctx.dev, partial * d)?,
             tops: alloc(&ctx.dev, partial)?,
             totals: alloc(&ctx.dev, partial)?,
-        })
+        };
+        Ok(Self { size, way: Way::Tiles(Box::new(split)) })
     }
 
     pub(super) fn longest(&self) -> usize {
@@ -191,7 +188,7 @@ impl CachedAttention {
         causal: Option<i32>,
         lengths: u64,
     ) -> Result<()> {
-        let Cached { sequences, t, longest, h, hkv, d } = self.size;
+        let Cached { t, longest, h, hkv, d, .. } = self.size;
         let remembered = [strides.0, strides.1, d as i64];
         let rows = |m: Mat| [t * m.stride, d, m.stride].map(|n| n as i64);
         let p = Params {
@@ -210,29 +207,45 @@ impl CachedAttention {
             d: int(d)?,
             causal: i32::from(causal.is_some()),
             offset: causal.unwrap_or(0),
-            splits: int(self.splits)?,
-            split_keys: int(longest.div_ceil(self.splits))?,
+            splits: 1,
+            split_keys: int(longest)?,
             scale: 1.0 / (d as f32).sqrt(),
         };
-        let shared = self.tiles.shared(self.tiles.rows + 2 * self.tiles.keys, self.tiles.keys);
-        let addresses = [&self.lse, &self.acc, &self.tops, &self.totals].map(|data| ctx.address(data));
+        match &self.way {
+            Way::Few(decode) => {
+                let (p, none, mut args) = (decode.parameters(p)?, 0u64, decode.kernel.builder());
+                args.arg(&q.address).arg(&memory.0).arg(&memory.1).arg(&o.address).arg(&none);
+                args.arg(&lengths).arg(&p);
+                launch(&mut args, decode.config())
+            }
+            Way::Tiles(split) => {
+                let p = Params {
+                    splits: int(split.splits)?,
+                    split_keys: int(longest.div_ceil(split.splits))?,
+                    ..p
+                };
+                self.tiles(ctx, split, (q, o), memory, lengths, p)
+            }
+        }
+    }
+
+    fn tiles(
+        &self,
+        ctx: &Context,
+        split: &Split,
+        (q, o): (Mat, Mat),
+        memory: (u64, u64),
+        lengths: u64,
+        p: Params,
+    ) -> Result<()> {
+        let Cached { sequences, t, h, hkv, .. } = self.size;
+        let addresses = [&split.lse, &split.acc, &split.tops, &split.totals].map(|data| ctx.address(data));
         let [lse, acc, tops, totals] = &addresses;
-        let mut args = self.forward.builder();
-        args.arg(&q.address)
-            .arg(&memory.0)
-            .arg(&memory.1)
-            .arg(&o.address)
-            .arg(lse)
-            .arg(acc)
-            .arg(tops)
-            .arg(totals);
-        args.arg(&lengths).arg(&p);
-        let row_tiles = (h / hkv * t).div_ceil(self.tiles.rows);
-        launch(
-            &mut args,
-            grid((row_tiles, sequences * hkv, self.splits), (self.tiles.threads(), 1), shared),
-        )?;
-        let Some(merge) = &self.merge else { return Ok(()) };
+        let mut args = split.tiles.kernel.builder();
+        args.arg(&q.address).arg(&memory.0).arg(&memory.1).arg(&o.address);
+        args.arg(lse).arg(acc).arg(tops).arg(totals).arg(&lengths).arg(&p);
+        launch(&mut args, split.tiles.config(h / hkv * t, sequences * hkv, split.splits))?;
+        let Some(merge) = &split.merge else { return Ok(()) };
         let count = sequences * t * h;
         let (rows, mut args) = (count as i64, merge.builder());
         args.arg(acc).arg(tops).arg(totals).arg(&o.address).arg(lse).arg(&rows).arg(&p);

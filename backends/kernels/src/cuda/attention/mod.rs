@@ -1,15 +1,17 @@
-//! Attention: tiles in shared memory, scores in registers; tensor cores for bf16.
+//! Attention: tiles in shared memory, scores in registers; tensor cores for bf16. A few query rows have a kernel of their own.
+
+mod decode;
+mod tiles;
+
+pub(super) use decode::Decode;
+pub(super) use tiles::Tiles;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, LaunchArgs, PushKernelArg};
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor, backend::BackendStorage, bail};
+use candle_core::{CudaStorage, DType, Layout, Result, Tensor, backend::BackendStorage, bail};
 
-use super::{
-    GpuElement, Kernel, Module, alloc, for_gpu_dtype, function, gpu, grid, int, launch, over, storage,
-    strided, tensor, view,
-};
+use super::{GpuElement, alloc, for_gpu_dtype, gpu, int, launch, over, storage, strided, tensor, view};
 use crate::attention::{Attention, Size};
 
-const ATTENTION: Module = Module { name: "attention", source: include_str!("attention.cu") };
 /// Blocks that occupy a large GPU; with fewer, keys are split over more of them.
 const ENOUGH_BLOCKS: usize = 132;
 /// Keys per split at least.
@@ -43,49 +45,6 @@ pub(super) struct Params {
 // SAFETY: `repr(C)`, only numbers, in the order of the struct in the kernel source.
 unsafe impl DeviceRepr for Params {}
 
-/// Tile sizes for an element type and head size, as the constants D, M, N and B of the kernel source.
-pub(super) struct Tiles {
-    d: usize,
-    pub(super) rows: usize,
-    pub(super) keys: usize,
-    pub(super) queries: usize,
-    wide: bool,
-    element: usize,
-}
-
-impl Tiles {
-    pub(super) fn new<T: GpuElement>(d: usize) -> Result<Self> {
-        let Some(padded) = [32, 64, 128].into_iter().find(|&p| d <= p) else {
-            bail!("attention: head size {d} is not supported on a gpu (at most 128)");
-        };
-        let (element, wide) = (size_of::<T>(), size_of::<T>() == 4);
-        let tile = if wide { 32 } else { 64 };
-        // At the largest head size the registers do not hold more.
-        let queries = if padded == 128 { 32 } else { tile };
-        Ok(Self { d: padded, rows: tile, keys: tile, queries, wide, element })
-    }
-
-    pub(super) fn threads(&self) -> u32 {
-        2 * self.rows as u32
-    }
-
-    pub(super) fn function<T: GpuElement>(&self, dev: &CudaDevice, name: &str) -> Result<Kernel> {
-        let Self { d, rows, keys, queries, wide, .. } = self;
-        let definitions = format!(
-            "{}typedef {} T;\nconstexpr int D = {d}, M = {rows}, N = {keys}, B = {queries};\n",
-            if *wide { "#define WIDE\n" } else { "" },
-            T::NAME,
-        );
-        function(dev, ATTENTION, &format!("_{}_{d}", T::SUFFIX), &definitions, name)
-    }
-
-    /// Bytes of shared memory for `rows` tile rows and, for float32, scores against `columns` columns.
-    pub(super) fn shared(&self, rows: usize, columns: usize) -> usize {
-        let scratch = if self.wide { self.rows * (columns + 1) } else { 0 };
-        (rows * (self.d + 16 / self.element) + scratch) * self.element
-    }
-}
-
 /// How many parts `keys` are split into, given how many blocks there are without.
 pub(super) fn splits(blocks: usize, keys: usize) -> usize {
     let enough = (2 * ENOUGH_BLOCKS).div_ceil(blocks.max(1)).min(keys / SPLIT);
@@ -96,8 +55,19 @@ fn strides(layout: &Layout) -> [i64; 3] {
     [0, 1, 2].map(|i| layout.stride()[i] as i64)
 }
 
+/// Whether rows are whole 16-byte packs and start at one, if their storages do.
+fn packed<T>(layouts: &[&Layout]) -> bool {
+    let of_pack = |n: &usize| (n * size_of::<T>()).is_multiple_of(16);
+    layouts
+        .iter()
+        .all(|l| l.stride()[..3].iter().all(of_pack) && of_pack(&l.start_offset()) && of_pack(&l.dims()[3]))
+}
+
 fn parameters(op: &Attention, q: &Layout, k: &Layout, v: &Layout) -> Result<Params> {
     let Size { h, hkv, tq, tk, d, .. } = op.size;
+    if op.scale.is_nan() || op.scale <= 0.0 {
+        bail!("attention: a scale of {} is not supported on a gpu (it must be positive)", op.scale);
+    }
     let heads_first = |heads: usize, t: usize| [heads * t * d, t * d, d].map(|n| n as i64);
     Ok(Params {
         q: strides(q),
@@ -148,30 +118,40 @@ fn forward_of<T: GpuElement>(
 ) -> Result<(CudaStorage, Tensor)> {
     let dev = q.0.device();
     let Size { b, h, hkv, tq, tk, d } = op.size;
-    let tiles = Tiles::new::<T>(d)?;
     let mut p = parameters(op, q.1, k.1, v.1)?;
-    let (rows, row_tiles) = (b * h * tq, (op.size.group() * tq).div_ceil(tiles.rows));
-    let splits = splits(row_tiles * b * hkv, tk);
-    (p.splits, p.split_keys) = (int(splits)?, int(tk.div_ceil(splits))?);
-
+    let (rows, of_group) = (b * h * tq, op.size.group() * tq);
+    let packed = packed::<T>(&[q.1, k.1, v.1]);
     let held = op.lengths.as_ref().map(Tensor::storage_and_layout);
     let lengths = held.as_ref().map(|(s, l)| view::<u32>(gpu(s)?, l)).transpose()?;
     let (qv, kv, vv) = (strided::<T>(q.0, q.1)?, strided::<T>(k.0, k.1)?, strided::<T>(v.0, v.1)?);
     let (mut o, mut lse) = (alloc::<T>(dev, rows * d)?, alloc::<f32>(dev, rows)?);
+
+    if T::DTYPE == DType::BF16
+        && packed
+        && let Some(decode) = Decode::new(dev, b * hkv, of_group, d, tk)?
+    {
+        let (p, mut args) = (decode.parameters(p)?, decode.kernel.builder());
+        args.arg(&qv).arg(&kv).arg(&vv).arg(&mut o).arg(&mut lse);
+        arg_lengths(&mut args, lengths.as_ref());
+        args.arg(&p);
+        launch(&mut args, decode.config())?;
+        return Ok((storage(o, dev), tensor(lse, (b, h, tq), dev)));
+    }
+
+    let tiles = Tiles::forward::<T>(dev, (d, packed))?;
+    let splits = splits(tiles.blocks(of_group) * b * hkv, tk);
+    (p.splits, p.split_keys) = (int(splits)?, int(tk.div_ceil(splits))?);
     // Scratch for the splits; without splits the kernel does not touch it.
     let partial = if splits > 1 { splits * rows } else { 1 };
     let mut acc = alloc::<f32>(dev, partial * d)?;
     let (mut tops, mut totals) = (alloc::<f32>(dev, partial)?, alloc::<f32>(dev, partial)?);
-    let f = tiles.function::<T>(dev, "attention_forward")?;
-    let shared = tiles.shared(tiles.rows + 2 * tiles.keys, tiles.keys);
-    f.allow_shared(shared)?;
-    let mut args = f.builder();
+    let mut args = tiles.kernel.builder();
     args.arg(&qv).arg(&kv).arg(&vv).arg(&mut o).arg(&mut lse).arg(&mut acc).arg(&mut tops).arg(&mut totals);
     arg_lengths(&mut args, lengths.as_ref());
     args.arg(&p);
-    launch(&mut args, grid((row_tiles, b * hkv, splits), (tiles.threads(), 1), shared))?;
+    launch(&mut args, tiles.config(of_group, b * hkv, splits))?;
     if splits > 1 {
-        let f = tiles.function::<T>(dev, "attention_merge")?;
+        let f = tiles.merge::<T>(dev)?;
         let (count, mut args) = (rows as i64, f.builder());
         args.arg(&acc).arg(&tops).arg(&totals).arg(&mut o).arg(&mut lse).arg(&count).arg(&p);
         launch(&mut args, over(rows * 32))?;
@@ -195,12 +175,12 @@ fn gradients_of<T: GpuElement>(
     lse: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let Size { b, h, hkv, tq, tk, d } = op.size;
-    let tiles = Tiles::new::<T>(d)?;
     let [(qs, ql), (ks, kl), (vs, vl), (os, ol), (gs, gl)] = [q, k, v, o, g].map(Tensor::storage_and_layout);
     let (ls, ll) = lse.storage_and_layout();
     let dev = gpu(&qs)?.device();
     let mut p = parameters(op, ql, kl, vl)?;
     p.g = strides(gl);
+    let packed = packed::<T>(&[ql, kl, vl, ol, gl]);
     let held = op.lengths.as_ref().map(Tensor::storage_and_layout);
     let lengths = held.as_ref().map(|(s, l)| view::<u32>(gpu(s)?, l)).transpose()?;
     let (qv, kv, vv) =
@@ -208,33 +188,22 @@ fn gradients_of<T: GpuElement>(
     let (ov, gv) = (view::<T>(gpu(&os)?, ol)?, strided::<T>(gpu(&gs)?, gl)?);
     let lse = view::<f32>(gpu(&ls)?, ll)?;
 
-    let rows = b * h * tq;
-    let mut delta = alloc::<f32>(dev, rows)?;
-    let f = tiles.function::<T>(dev, "attention_delta")?;
-    let (count, mut args) = (rows as i64, f.builder());
-    args.arg(&ov).arg(&gv).arg(&mut delta).arg(&count).arg(&p);
-    launch(&mut args, over(rows * 8))?;
-
-    let mut dq = alloc::<T>(dev, rows * d)?;
-    let f = tiles.function::<T>(dev, "attention_queries")?;
-    let shared = tiles.shared(2 * tiles.rows + 2 * tiles.keys, tiles.keys);
-    f.allow_shared(shared)?;
-    let mut args = f.builder();
-    args.arg(&qv).arg(&kv).arg(&vv).arg(&gv).arg(&lse).arg(&delta).arg(&mut dq);
+    let (rows, of_group) = (b * h * tq, op.size.group() * tq);
+    let (mut dq, mut terms) = (alloc::<T>(dev, rows * d)?, alloc::<f32>(dev, 2 * rows)?);
+    let tiles = Tiles::queries::<T>(dev, (d, packed))?;
+    let mut args = tiles.kernel.builder();
+    args.arg(&qv).arg(&kv).arg(&vv).arg(&ov).arg(&gv).arg(&lse).arg(&mut terms).arg(&mut dq);
     arg_lengths(&mut args, lengths.as_ref());
     args.arg(&p);
-    let row_tiles = (op.size.group() * tq).div_ceil(tiles.rows);
-    launch(&mut args, grid((row_tiles, b * hkv, 1), (tiles.threads(), 1), shared))?;
+    launch(&mut args, tiles.config(of_group, b * hkv, 1))?;
 
     let size = b * hkv * tk * d;
     let (mut dk, mut dv): (CudaSlice<T>, CudaSlice<T>) = (alloc(dev, size)?, alloc(dev, size)?);
-    let f = tiles.function::<T>(dev, "attention_keys")?;
-    let shared = tiles.shared(2 * tiles.rows + 2 * tiles.queries, tiles.queries);
-    f.allow_shared(shared)?;
-    let mut args = f.builder();
-    args.arg(&qv).arg(&kv).arg(&vv).arg(&gv).arg(&lse).arg(&delta).arg(&mut dk).arg(&mut dv);
+    let tiles = Tiles::keys::<T>(dev, (d, packed), tk, b * hkv)?;
+    let mut args = tiles.kernel.builder();
+    args.arg(&qv).arg(&kv).arg(&vv).arg(&gv).arg(&terms).arg(&mut dk).arg(&mut dv);
     arg_lengths(&mut args, lengths.as_ref());
     args.arg(&p);
-    launch(&mut args, grid((tk.div_ceil(tiles.rows), b * hkv, 1), (tiles.threads(), 1), shared))?;
+    launch(&mut args, tiles.config(tk, b * hkv, 1))?;
     Ok((tensor(dq, q.shape(), dev), tensor(dk, k.shape(), dev), tensor(dv, v.shape(), dev)))
 }
