@@ -37,6 +37,7 @@ fn main() -> Result<ExitCode> {
     // A query that sees one key has no gradient: what is left there is rounding.
     c.floor = 0.3;
     operations::attentions(&mut c)?;
+    operations::reproducible(&mut c)?;
     operations::side_by_side(&mut c)?;
     c.floor = 0.;
     operations::training(&mut c)?;

@@ -84,6 +84,14 @@ pub(crate) fn attentions(c: &mut Checker) -> Result<()> {
         (1, 8, 2, 200, 200, 128),
         (1, 4, 1, 3, 600, 128),
         (2, 2, 1, 19, 33, 20),
+        // As many blocks as have other tiles than a few have.
+        (9, 16, 16, 250, 250, 64),
+        // A few rows of many heads, of some and of few; two rows of odd heads.
+        (40, 8, 4, 1, 333, 64),
+        (1, 32, 32, 1, 600, 128),
+        (1, 9, 3, 1, 300, 64),
+        (2, 4, 4, 2, 300, 40),
+        (1, 16, 1, 1, 5000, 128),
     ];
     for (b, h, hkv, tq, tk, d) in sizes {
         let lengths: Vec<usize> = (0..b).map(|i| if i == 1 { 0 } else { tk - tk / 3 }).collect();
@@ -108,6 +116,38 @@ pub(crate) fn attentions(c: &mut Checker) -> Result<()> {
                 )
             })?;
         }
+    }
+    Ok(())
+}
+
+/// Gradients that are computed twice are the same to the last bit.
+pub(crate) fn reproducible(c: &mut Checker) -> Result<()> {
+    for (b, h, hkv, t, d) in
+        [(9, 16, 16, 250, 64), (1, 9, 3, 304, 64), (1, 8, 8, 300, 128), (6, 12, 12, 200, 32)]
+    {
+        let name = format!("attention {b}x{h}({hkv})x{t}x{d} backward, twice");
+        if c.skips(&name) {
+            continue;
+        }
+        let inputs =
+            [randn(&[b, h, t, d])?, randn(&[b, hkv, t, d])?, randn(&[b, hkv, t, d])?, randn(&[b, h, t, d])?];
+        let inputs = inputs.map(|x| x.to_device(&c.gpu)?.to_dtype(DType::BF16));
+        let inputs = inputs.into_iter().collect::<Result<Vec<_>>>()?;
+        let run = || -> Result<Tensor> {
+            let vars = inputs[..3]
+                .iter()
+                .map(|x| Ok(Var::from_tensor(x)?.into_inner()))
+                .collect::<Result<Vec<_>>>()?;
+            c.poison()?;
+            let y = attention(&vars[0], &vars[1], &vars[2], Mask::Causal { offset: 0 }, 0.125)?;
+            let grads = (y * &inputs[3])?.sum_all()?.backward()?;
+            let all = vars
+                .iter()
+                .map(|x| grads.get(x).map_or_else(|| candle_core::bail!("no gradient"), |g| g.flatten_all()));
+            Tensor::cat(&all.collect::<Result<Vec<_>>>()?, 0)
+        };
+        let error = difference(&run()?, &run()?, 0.)?;
+        c.report(&name, &[error], f64::MIN_POSITIVE);
     }
     Ok(())
 }

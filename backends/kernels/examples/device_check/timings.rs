@@ -27,11 +27,19 @@ pub(crate) fn timings(c: &Checker) -> Result<()> {
     c.time("cross_entropy backward (with candle's sum)", bytes(5 * n), "GB/s", || {
         cross_entropy(&tracked, &targets)?.backward().map(drop)
     })?;
-    for (b, h, hkv, tq, tk, d) in
-        [(64, 12, 12, 512, 512, 32), (1, 32, 8, 4096, 4096, 128), (8, 16, 16, 2048, 2048, 64)]
-    {
+    for (b, h, hkv, tq, tk, d) in [
+        (64, 12, 12, 512, 512, 32),
+        (1, 32, 8, 4096, 4096, 128),
+        (8, 16, 16, 2048, 2048, 64),
+        // The benchmarks' encoders and decoders.
+        (64, 16, 16, 256, 256, 64),
+        (128, 12, 12, 256, 256, 32),
+        (1, 32, 32, 560, 560, 128),
+        (1, 32, 32, 304, 304, 128),
+        (1, 9, 3, 304, 304, 64),
+    ] {
         let (q, k, v) = (var(r(&[b, h, tq, d])?)?, var(r(&[b, hkv, tk, d])?)?, var(r(&[b, hkv, tk, d])?)?);
-        let causal = d != 32;
+        let causal = d != 32 && tq != 256;
         let mask = if causal { Mask::Causal { offset: 0 } } else { Mask::None };
         let flop = 4e-12 * (b * h * tq * tk * d) as f64 / if causal { 2. } else { 1. };
         let name = format!("attention {b}x{h}({hkv})x{tq}x{d}");
@@ -46,9 +54,16 @@ pub(crate) fn timings(c: &Checker) -> Result<()> {
                 .map(drop)
         })?;
     }
-    for (h, hkv, tk, d) in [(9, 3, 4096, 64), (32, 8, 8192, 128)] {
-        let (q, k, v) = (r(&[1, h, 1, d])?, r(&[1, hkv, tk, d])?, r(&[1, hkv, tk, d])?);
-        c.time(&format!("decode {h}({hkv}) over {tk}x{d}"), bytes(2 * hkv * tk * d), "GB/s", || {
+    let decodes = [
+        (1, 9, 3, 200, 64),
+        (1, 9, 3, 4096, 64),
+        (1, 32, 32, 350, 128),
+        (32, 32, 32, 365, 128),
+        (1, 32, 8, 8192, 128),
+    ];
+    for (b, h, hkv, tk, d) in decodes {
+        let (q, k, v) = (r(&[b, h, 1, d])?, r(&[b, hkv, tk, d])?, r(&[b, hkv, tk, d])?);
+        c.time(&format!("decode {b}x{h}({hkv}) over {tk}x{d}"), bytes(2 * b * hkv * tk * d), "GB/s", || {
             attention(&q, &k, &v, Mask::None, 0.1).map(drop)
         })?;
     }
