@@ -12,10 +12,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   T *qt = (T*)memory, *tiles = qt + M * STRIDE;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   T* scratch = tiles + 4 * N * STRIDE + SCRATCH(warp, N);
-  int b = blockIdx.y / p.hkv, kv = blockIdx.y % p.hkv, heads = p.h / p.hkv, rows = heads * p.tq;
+  Turn turn;
+  int b = turn.head / p.hkv, kv = turn.head % p.hkv, heads = p.h / p.hkv, rows = heads * p.tq;
   Group group(heads);
   // The last rows see the most keys, and start first.
-  int row0 = (gridDim.x - 1 - blockIdx.x) * M, count = min(M, rows - row0);
+  int row0 = (gridDim.x - 1 - turn.tile) * M, count = min(M, rows - row0);
   int first = blockIdx.z * p.split_keys;
   int end = min(visible(p, lengths, b, group.position(row0 + count - 1)), first + p.split_keys);
   const T *kb = k + b * p.ks[0] + kv * p.ks[1], *vb = v + b * p.vs[0] + kv * p.vs[1];

@@ -36,8 +36,9 @@ extern "C" __global__ void __launch_bounds__(S * THREADS, BLOCKS)
   T *kt = (T*)memory, *vt = kt + M * STRIDE, *tiles = vt + M * STRIDE + part * 4 * N * STRIDE;
   T* scratch = vt + (M + S * 4 * N) * STRIDE + SCRATCH(part * W + warp, N);
   float2(*term)[N] = all_terms[part];
-  int b = blockIdx.y / p.hkv, kv = blockIdx.y % p.hkv, heads = p.h / p.hkv;
-  int key0 = blockIdx.x * M, count = min(M, p.tk - key0);
+  Turn turn;
+  int b = turn.head / p.hkv, kv = turn.head % p.hkv, heads = p.h / p.hkv;
+  int key0 = turn.tile * M, count = min(M, p.tk - key0);
   const T *kb = k + b * p.ks[0] + kv * p.ks[1] + key0 * p.ks[2], *vb = v + b * p.vs[0] + kv * p.vs[1] + key0 * p.vs[2];
   const T *qb = q + b * p.qs[0] + kv * heads * p.qs[1], *gb = g + b * p.gs[0] + kv * heads * p.gs[1];
   const float2* tb = terms + ((i64)b * p.h + kv * heads) * p.tq;

@@ -30,10 +30,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   T *qt = (T*)memory, *gt = qt + M * STRIDE, *tiles = gt + M * STRIDE;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
   T* scratch = tiles + 4 * N * STRIDE + SCRATCH(warp, N);
-  int b = blockIdx.y / p.hkv, kv = blockIdx.y % p.hkv, heads = p.h / p.hkv, rows = heads * p.tq;
+  Turn turn;
+  int b = turn.head / p.hkv, kv = turn.head % p.hkv, heads = p.h / p.hkv, rows = heads * p.tq;
   Group group(heads);
   // The last rows see the most keys, and start first.
-  int row0 = (gridDim.x - 1 - blockIdx.x) * M, count = min(M, rows - row0);
+  int row0 = (gridDim.x - 1 - turn.tile) * M, count = min(M, rows - row0);
   int end = visible(p, lengths, b, group.position(row0 + count - 1));
   const T *kb = k + b * p.ks[0] + kv * p.ks[1], *vb = v + b * p.vs[0] + kv * p.vs[1];
   auto load_keys = [&](int n0, T* to) {

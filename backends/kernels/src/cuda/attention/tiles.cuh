@@ -9,6 +9,18 @@
 #define STRIDE (D + 16 / (int)sizeof(T))
 constexpr int THREADS = 32 * W;
 
+// The tile and the key head (of all sequences) of a block on a grid of (tiles, heads): 32 heads take turns, so that the
+// first tiles of all of them start first, and what they share is still near.
+struct Turn {
+  int tile, head;
+  __device__ __forceinline__ Turn() {
+    u32 index = blockIdx.y * gridDim.x + blockIdx.x, first = index / (32 * gridDim.x) * 32;
+    u32 heads = min(32u, gridDim.y - first), own = index - first * gridDim.x;
+    tile = own / heads;
+    head = first + own % heads;
+  }
+};
+
 // Starts to copy `count` rows, of which one stands at `offset(i)` elements from `from`, to a tile of ROWS rows, padded with
 // zeros. The threads of W warps call it.
 template <int ROWS, class F>
