@@ -35,7 +35,8 @@ pub use cache::{RowLengths, store_last};
 pub use checkpoint::checkpoint;
 #[cfg(feature = "cuda")]
 pub use cuda::layer::{
-    Adapted, CachedLayer, CachedPass, DecoderLayer, EncoderLayer, Plain, Positions, head_loss,
+    Adapted, CachedLayer, CachedPass, DecoderLayer, EncoderLayer, GreedySteps, Plain, Positions, StepModel,
+    head_loss, likeliest,
 };
 pub use embedding::embedding;
 pub use gather::{RowMap, gather_rows};

@@ -5,6 +5,8 @@
 
 use crate::batch_cache::BatchCache;
 use crate::generate::{Writer, finite, likeliest};
+#[cfg(feature = "cuda")]
+use crate::steps::{Together, not_finite};
 use crate::{
     Generated, Generation, Llama, LmError, Result, Segment, Tokenizer, generate, prefill, prompt_len,
 };
@@ -73,6 +75,16 @@ pub fn generate_batch(
         }
     }
     while !rows.is_empty() {
+        #[cfg(feature = "cuda")]
+        if let Err(error) = go_on(llama, &mut rows, &mut cache, &mut results, cancelled) {
+            for row in rows.drain(..).filter(|row| results[row.ask].is_none()).collect::<Vec<_>>() {
+                let ask = row.ask;
+                results[ask] = Some(if row.writer.has_ended() { row.finish() } else { Err(same(&error)) });
+            }
+        }
+        if rows.is_empty() {
+            break;
+        }
         let start = Instant::now();
         let tokens = match step(llama, &mut rows, &mut cache, cancelled) {
             Ok(tokens) => tokens,
@@ -94,23 +106,78 @@ pub fn generate_batch(
         }
         let time = start.elapsed();
         rows.iter_mut().for_each(|row| row.decode_time += time);
-        // From the last one on, so that those that take a place have been looked at.
-        for i in ended.into_iter().rev() {
-            let row = rows.swap_remove(i);
-            let ask = row.ask;
-            if results[ask].is_none() {
-                results[ask] = Some(row.finish());
-            }
-            if let Err(error) = cache.swap_remove(i) {
-                for row in rows.drain(..) {
-                    results[row.ask] = Some(Err(again(&error)));
-                }
-                break;
+        if let Err(error) = leave(ended, &mut rows, &mut cache, &mut results) {
+            for row in rows.drain(..) {
+                results[row.ask] = Some(Err(same(&error)));
             }
         }
     }
     let unanswered = || Err(LmError::Input("a prompt was left unanswered".to_owned()));
     results.into_iter().map(|r| r.unwrap_or_else(unanswered)).collect()
+}
+
+/// Takes rows that have ended out of the batch.
+fn leave(
+    ended: Vec<usize>,
+    rows: &mut Vec<Row<'_>>,
+    cache: &mut BatchCache,
+    results: &mut [Option<Result<Generated>>],
+) -> Result<()> {
+    // From the last one on, so that those that take a place have been looked at.
+    for i in ended.into_iter().rev() {
+        let row = rows.swap_remove(i);
+        let ask = row.ask;
+        if results[ask].is_none() {
+            results[ask] = Some(row.finish());
+        }
+        cache.swap_remove(i)?;
+    }
+    Ok(())
+}
+
+/// Writes on as long as the GPU can by itself, which it can for greedy answers.
+#[cfg(feature = "cuda")]
+fn go_on(
+    llama: &Llama,
+    rows: &mut Vec<Row<'_>>,
+    cache: &mut BatchCache,
+    results: &mut [Option<Result<Generated>>],
+    cancelled: &dyn Fn() -> bool,
+) -> Result<()> {
+    while !rows.is_empty() && rows.iter().all(|row| row.writer.is_greedy()) {
+        let mut start = Instant::now();
+        let last: Vec<u32> = rows.iter().map(|row| row.writer.last()).collect();
+        let left = rows.iter().map(|row| row.writer.left()).max().unwrap_or(0);
+        let Some(mut together) = Together::new(llama, cache, &last, left)? else { return Ok(()) };
+        while together.goes_on()
+            && let Some(tokens) = together.next()?
+        {
+            if cancelled() {
+                return Err(LmError::Cancelled);
+            }
+            let mut ended = Vec::new();
+            let time = start.elapsed();
+            for (i, (row, token)) in rows.iter_mut().zip(tokens).enumerate() {
+                if !together.is_live(i) {
+                    continue;
+                }
+                row.decode_time += time;
+                let token = token.ok_or_else(not_finite);
+                if let Err(error) = token.and_then(|token| row.writer.push(token)) {
+                    results[row.ask] = Some(Err(error));
+                }
+                if results[row.ask].is_some() || row.writer.has_ended() {
+                    ended.push(i);
+                }
+            }
+            start += time;
+            together.end(&ended)?;
+        }
+        let (ended, read) = together.finish();
+        cache.count(read);
+        leave(ended, rows, cache, results)?;
+    }
+    Ok(())
 }
 
 /// What is the same for all rows.
@@ -133,7 +200,7 @@ impl<'a> Start<'a, '_> {
             if (self.cancelled)() {
                 return Err(LmError::Cancelled);
             }
-            let token = writer.choose_next(&self.llama.logits(&hidden)?.i((0, 0))?)?;
+            let token = writer.choose_next(self.llama, &hidden)?;
             writer.push(token)?;
         }
         if !writer.has_ended() {
@@ -156,13 +223,19 @@ fn step(
     }
     let last: Vec<u32> = rows.iter().map(|row| row.writer.last()).collect();
     let hidden = llama.forward_rows(&llama.embed(&last)?, cache)?;
-    let logits = llama.logits(&hidden)?.squeeze(0)?;
-    let greedy = if rows.iter().any(|row| row.writer.is_greedy()) { Some(likeliest(&logits)?) } else { None };
+    let all_greedy = rows.iter().all(|row| row.writer.is_greedy());
+    let logits = if all_greedy { None } else { Some(llama.logits(&hidden)?.squeeze(0)?) };
+    let greedy = match &logits {
+        None => Some(llama.likeliest(&hidden.squeeze(0)?)?),
+        Some(logits) if rows.iter().any(|row| row.writer.is_greedy()) => Some(likeliest(logits)?),
+        Some(_) => None,
+    };
     let mut tokens = Vec::with_capacity(rows.len());
     for (i, row) in rows.iter_mut().enumerate() {
-        tokens.push(match &greedy {
-            Some(best) if row.writer.is_greedy() => finite(best[i].0, best[i].1),
-            _ => row.writer.choose(&logits.i(i)?.to_dtype(DType::F32)?),
+        tokens.push(match (&greedy, &logits) {
+            (Some(best), _) if row.writer.is_greedy() => finite(best[i].0, best[i].1),
+            (_, Some(logits)) => row.writer.choose(&logits.i(i)?.to_dtype(DType::F32)?),
+            _ => return Err(LmError::Input("neither logits nor likeliest tokens".to_owned())),
         });
     }
     Ok(tokens)

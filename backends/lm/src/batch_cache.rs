@@ -69,7 +69,13 @@ impl BatchCache {
     /// Makes room for a new position of every row.
     pub(crate) fn begin(&mut self) -> Result<()> {
         let lengths = RowLengths::new(self.rows.iter().map(|r| r.len + 1).collect(), &self.device)?;
-        let needed = lengths.longest();
+        self.grow(lengths.longest())?;
+        self.reading = Some(lengths);
+        Ok(())
+    }
+
+    /// Makes room for `needed` positions of every row.
+    fn grow(&mut self, needed: usize) -> Result<()> {
         for (keys, values) in &mut self.layers {
             for tensor in [keys, values] {
                 let (_, heads, room, d) = tensor.dims4()?;
@@ -82,8 +88,21 @@ impl BatchCache {
                 *tensor = larger;
             }
         }
-        self.reading = Some(lengths);
         Ok(())
+    }
+
+    /// Keys and values of all layers, `[B, Hkv, room, d]`, with room for `needed` positions of every row.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn with_room(&mut self, needed: usize) -> Result<Vec<(Tensor, Tensor)>> {
+        self.grow(needed)?;
+        let rows = |t: &Tensor| t.narrow(0, 0, self.rows.len());
+        self.layers.iter().map(|(keys, values)| Ok((rows(keys)?, rows(values)?))).collect()
+    }
+
+    /// Counts `t` positions of every row as read that were written into its room.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn count(&mut self, t: usize) {
+        self.rows.iter_mut().for_each(|r| r.len += t);
     }
 
     /// Keys and values of a layer, `[B, Hkv, room, d]`, with room for the new position of every row, and the rows' lengths

@@ -95,11 +95,13 @@ pub fn generate_with(
         if cancelled() {
             return Err(LmError::Cancelled);
         }
-        let next = writer.choose_next(&llama.logits(&hidden)?.i((0, 0))?)?;
+        let next = writer.choose_next(llama, &hidden)?;
         first.get_or_insert_with(Instant::now);
         writer.push(next)?;
+        #[cfg(feature = "cuda")]
+        crate::steps::alone(llama, memory, &mut writer, cancelled)?;
         if !writer.has_ended() {
-            hidden = llama.forward_hidden(&llama.embed(&[next])?, None, Some(&mut *memory))?;
+            hidden = llama.forward_hidden(&llama.embed(&[writer.last()])?, None, Some(&mut *memory))?;
         }
     }
     let first = first.unwrap_or_else(Instant::now);
@@ -147,19 +149,25 @@ impl<'a> Writer<'a> {
         self.end.is_some()
     }
 
+    /// Tokens that may still come.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn left(&self) -> usize {
+        self.max_new_tokens - self.ids.len()
+    }
+
     /// The last token; the next one is chosen behind it.
     pub(crate) fn last(&self) -> u32 {
         self.ids.last().copied().unwrap_or_default()
     }
 
-    /// Chooses the next token by logits `[V]` of any element type.
-    pub(crate) fn choose_next(&mut self, logits: &Tensor) -> Result<u32> {
-        if self.greedy && logits.device().is_cuda() {
+    /// Chooses the next token behind the normalised hidden state `[1, 1, D]`.
+    pub(crate) fn choose_next(&mut self, llama: &Llama, hidden: &Tensor) -> Result<u32> {
+        if self.greedy && hidden.device().is_cuda() {
             // One small answer crosses over instead of all logits.
-            let best = likeliest(&logits.unsqueeze(0)?)?;
+            let best = llama.likeliest(hidden)?;
             return best.first().map_or_else(|| finite(0, f32::NAN), |&(id, logit)| finite(id, logit));
         }
-        self.choose(&logits.to_dtype(DType::F32)?)
+        self.choose(&llama.logits(hidden)?.i((0, 0))?.to_dtype(DType::F32)?)
     }
 
     /// Chooses the next token by float32 logits `[V]`.
@@ -197,7 +205,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The likeliest token of each row of `[B, V]`, with its logit.
+/// The likeliest token of each row of `[.., V]`, with its logit.
 pub(crate) fn likeliest(logits: &Tensor) -> candle_core::Result<Vec<(u32, f32)>> {
     let best = logits.argmax_keepdim(D::Minus1)?;
     let values = logits.gather(&best, D::Minus1)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;

@@ -38,6 +38,8 @@ mod rope;
 mod score;
 mod sentence;
 mod shifted;
+#[cfg(feature = "cuda")]
+mod steps;
 mod stretch;
 mod tensor_store;
 mod text_stream;

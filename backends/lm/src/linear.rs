@@ -53,6 +53,15 @@ impl Weight {
         }
     }
 
+    /// The matrix, where it is dense and frozen.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn frozen(&self) -> Option<&Tensor> {
+        match self {
+            Self::Dense(w) if !w.track_op() => Some(w),
+            _ => None,
+        }
+    }
+
     /// Whether gradients reach the matrix itself.
     #[cfg(feature = "cuda")]
     pub(crate) fn is_trained(&self) -> bool {

@@ -304,6 +304,26 @@ impl Rope {
         Ok((self.table(cos, shape)?, self.table(sin, shape)?))
     }
 
+    /// cos and sin `[len, d / 2]` of all positions of sequences that are expected to have `sequences` positions; nothing where
+    /// they are not the same for all of them, or change on the way there.
+    ///
+    /// # Errors
+    /// Any of making the tables.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn common_tables(
+        &self,
+        len: usize,
+        sequences: &[usize],
+    ) -> candle_core::Result<Option<(Tensor, Tensor)>> {
+        let Some(&first) = sequences.first() else { return Ok(None) };
+        let base = self.base_positions(len, first);
+        let same = |&n: &usize| self.base_positions(len, n) == base && self.base_positions(0, n) == base;
+        if !sequences.iter().all(same) {
+            return Ok(None);
+        }
+        self.tables(0, len, first).map(Some)
+    }
+
     /// Positions that decide the frequencies, of a sequence read up to `end`.
     fn base_positions(&self, end: usize, sequence: usize) -> usize {
         match &self.scaling {

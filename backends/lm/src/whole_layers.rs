@@ -34,7 +34,7 @@ pub(crate) fn cached<'a>(x: &Tensor, llama: &'a Llama) -> Option<Vec<CachedLayer
     layers.iter().all(|layer| CachedPass::is_supported(x, d, layer)).then_some(layers)
 }
 
-/// Reads `x` (`[1, T, D]`) behind what `cache` holds, which is not advanced.
+/// Last hidden states, normalised, of `x` (`[1, T, D]`) read behind what `cache` holds, which is not advanced.
 pub(crate) fn read(
     x: &Tensor,
     llama: &Llama,
@@ -45,15 +45,15 @@ pub(crate) fn read(
     let config = llama.config();
     let room = (1, config.num_key_value_heads, x.dim(1)?, config.head_dim);
     let Some(first) = layers.first() else { bail!("a decoder without layers") };
-    let mut pass = CachedPass::new(x, config.head_dim, first, angles, Positions::Behind(cache.offset()))?;
+    let pass = CachedPass::new(x, config.head_dim, first, angles, Positions::Behind(cache.offset()))?;
     for (i, layer) in layers.iter().enumerate() {
         let (keys, values) = cache.reserve(i, room, x)?;
         pass.layer(layer, &keys, &values)?;
     }
-    pass.finish(x.dims())
+    pass.finish_normal(llama.last_norm(), config.rms_norm_eps, x.dims())
 }
 
-/// Reads `x` (`[1, B, D]`), the next position of every row of `cache`, which has begun a pass.
+/// Last hidden states, normalised, of `x` (`[1, B, D]`), the next position of every row of `cache`, which has begun a pass.
 pub(crate) fn read_rows(
     x: &Tensor,
     llama: &Llama,
@@ -63,12 +63,12 @@ pub(crate) fn read_rows(
 ) -> Result<Tensor> {
     let Some(first) = layers.first() else { bail!("a decoder without layers") };
     let lengths = cache.reserved(0)?.2;
-    let mut pass = CachedPass::new(x, llama.config().head_dim, first, angles, Positions::Last(lengths))?;
+    let pass = CachedPass::new(x, llama.config().head_dim, first, angles, Positions::Last(lengths))?;
     for (i, layer) in layers.iter().enumerate() {
         let (keys, values, _) = cache.reserved(i)?;
         pass.layer(layer, &keys, &values)?;
     }
-    pass.finish(x.dims())
+    pass.finish_normal(llama.last_norm(), llama.config().rms_norm_eps, x.dims())
 }
 
 /// The lengths of a batch's rows on the GPU, put there once for all layers.

@@ -8,6 +8,7 @@ mod cached;
 mod checker;
 mod layers;
 mod operations;
+mod steps;
 mod timings;
 
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ fn main() -> Result<ExitCode> {
     c.floor = 0.;
     operations::training(&mut c)?;
     cached::cached(&mut c)?;
+    steps::steps(&mut c)?;
     layers::layers(&mut c)?;
     timings::timings(&c)?;
     timings::layer_timings(&c)?;

@@ -11,6 +11,7 @@ pub(crate) mod optimizer;
 pub(crate) mod rows;
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{
@@ -90,6 +91,51 @@ impl Kernel {
             self.function.set_attribute(attribute, int(bytes)?).w()?;
         }
         Ok(())
+    }
+}
+
+/// Arguments of a kernel that may start before those ahead of it have ended, and waits for them by itself once it needs
+/// what they write. (GPUs before compute capability 9.0 start it when they have ended.)
+pub(crate) struct Early<'a> {
+    kernel: &'a Kernel,
+    args: Vec<*mut c_void>,
+}
+
+impl<'a> Early<'a> {
+    pub(crate) fn new(kernel: &'a Kernel) -> Self {
+        Self { kernel, args: Vec::with_capacity(16) }
+    }
+
+    pub(crate) fn arg<T: DeviceRepr>(&mut self, arg: &'a T) -> &mut Self {
+        self.args.push(std::ptr::from_ref(arg).cast_mut().cast());
+        self
+    }
+
+    /// Starts the kernel, whose arguments have been given in the order and types of its definition.
+    pub(crate) fn launch(&mut self, config: LaunchConfig) -> Result<()> {
+        let stream = &self.kernel.stream;
+        stream.context().bind_to_thread().w()?;
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let early = stream.context().compute_capability().w()?.0 >= 9;
+        let config = sys::CUlaunchConfig {
+            gridDimX: config.grid_dim.0,
+            gridDimY: config.grid_dim.1,
+            gridDimZ: config.grid_dim.2,
+            blockDimX: config.block_dim.0,
+            blockDimY: config.block_dim.1,
+            blockDimZ: config.block_dim.2,
+            sharedMemBytes: config.shared_mem_bytes,
+            hStream: stream.cu_stream(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(early),
+        };
+        let (function, args) = (self.kernel.function.cu_function(), self.args.as_mut_ptr());
+        // SAFETY: as in `launch`; the configuration and its attribute live until the call returns.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, function, args, std::ptr::null_mut()) }.result().w()
     }
 }
 

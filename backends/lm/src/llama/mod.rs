@@ -95,6 +95,42 @@ impl Llama {
         self.layers.iter().map(Layer::cached).collect()
     }
 
+    /// Weight of the norm behind the layers.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn last_norm(&self) -> &Tensor {
+        &self.norm
+    }
+
+    /// Whether greedy steps can be made by a GPU alone.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn has_steps(&self) -> bool {
+        self.device.is_cuda() && self.dtype == DType::BF16 && !self.shifted
+    }
+
+    /// The decoder as a GPU makes greedy steps with it, of sequences of up to `positions` that are expected to have `sequences`
+    /// positions; nothing where it cannot.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn step_model(
+        &self,
+        positions: usize,
+        sequences: &[usize],
+    ) -> candle_core::Result<Option<e2llm_kernels::StepModel<'_>>> {
+        if !self.has_steps() {
+            return Ok(None);
+        }
+        let (Some(embed), Some(layers), Some(head)) =
+            (self.embed.frozen(), self.cached_layers(), self.head.plain())
+        else {
+            return Ok(None);
+        };
+        let Some(angles) = self.rope.common_tables(positions, sequences)? else { return Ok(None) };
+        let norm = (&self.norm, self.config.rms_norm_eps);
+        let head_dim = self.config.head_dim;
+        let model = e2llm_kernels::StepModel { embed, layers, norm, head, angles, head_dim };
+        let like = embed.narrow(0, 0, 1)?;
+        Ok(e2llm_kernels::GreedySteps::is_supported(&like, &model).then_some(model))
+    }
+
     /// Whether each layer is computed again in the backward pass instead of being kept.
     pub fn set_checkpointing(&mut self, on: bool) {
         self.checkpointing = on;
@@ -147,7 +183,7 @@ impl Llama {
             let (cos, sin) = self.rope.tables(offset, t, cache.expected())?;
             x = crate::whole_layers::read(&x, self, &layers, (&cos, &sin), cache)?;
             memory.advance(t);
-            return rms_norm(&x, &self.norm, self.config.rms_norm_eps);
+            return Ok(x);
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let attend = Attend::Through { memory: &mut *memory, layer: i, rope: &self.rope };
@@ -273,7 +309,7 @@ impl Llama {
         if let Some(layers) = crate::whole_layers::cached(&x, self) {
             x = crate::whole_layers::read_rows(&x, self, &layers, (&cos, &sin), cache)?;
             cache.advance();
-            return e2llm_kernels::rms_norm(&x, &self.norm, self.config.rms_norm_eps);
+            return Ok(x);
         }
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, Attend::Rows { cos: &cos, sin: &sin, cache, layer: i }, None)?;
@@ -288,6 +324,20 @@ impl Llama {
     /// Shapes that do not fit.
     pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
         self.head.forward(hidden)
+    }
+
+    /// The likeliest token behind each of normalised hidden states `[.., D]`, with its logit.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn likeliest(&self, hidden: &Tensor) -> candle_core::Result<Vec<(u32, f32)>> {
+        #[cfg(feature = "cuda")]
+        if let Some(head) = self.head.plain()
+            && let Some(best) = e2llm_kernels::likeliest(hidden, &head)?
+        {
+            return Ok(best);
+        }
+        crate::generate::likeliest(&self.logits(hidden)?)
     }
 
     /// Sum of the cross-entropies of the ids `targets` (`[N]`, u32) that follow normalised hidden states `[N, D]`, in

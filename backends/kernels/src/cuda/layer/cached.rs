@@ -1,7 +1,7 @@
 //! A decoder that reads new positions behind remembered ones: all of a pass in one matrix of activations, in place.
 //!
-//! Up to [`FEW`] positions take six launches a layer and up to [`SOME`] eight, whose time is that of reading the weights once;
-//! more of them go through cuBLAS.
+//! Up to [`FEW`] positions take five launches a layer and up to [`SOME`] eight, whose time is that of reading the weights once;
+//! more of them go through cuBLAS. A kernel of ours starts while the one ahead of it ends and asks for its weights then.
 
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
 use candle_core::{DType, Result, Tensor, bail};
@@ -11,14 +11,18 @@ use super::attention::{Cached, CachedAttention};
 use super::ops::{self, Activation};
 use super::{Buffer, Context, Mat, PACK};
 use crate::cache::RowLengths;
-use crate::cuda::{Kernel, Module, blocks, function, grid, int, launch, over};
+use crate::cuda::{Early, Kernel, Module, blocks, function, grid, int, launch, over};
 
-const CACHED: Module =
+pub(super) const CACHED: Module =
     Module { name: "cached", source: concat!(include_str!("cached.cuh"), include_str!("cached.cu")) };
-const TILES: Module =
+const FEW_ROWS: Module =
+    Module { name: "few", source: concat!(include_str!("cached.cuh"), include_str!("few.cu")) };
+pub(super) const TILES: Module =
     Module { name: "tiles", source: concat!(include_str!("cached.cuh"), include_str!("tiles.cu")) };
 /// Positions up to which the products are sums of our own.
 const FEW: usize = 4;
+/// Bytes of their inputs in shared memory, of which two blocks find room in a processor.
+const FEW_SHARED: usize = 96 * 1024;
 /// Positions up to which they are our own, on tensor cores, and elements of all of them: a block reads them once for every
 /// 16 or 32 rows of weights, which is too often where they are many and wide (4096 wide, 32 took 12 ms and cuBLAS 10).
 const SOME: usize = 64;
@@ -26,9 +30,10 @@ const SOME_WIDE: usize = 64 * 1024;
 const THREADS: u32 = 256;
 /// Blocks of tiles with which a large GPU is busy: with fewer, tiles are small.
 const BUSY: usize = 132;
-/// Blocks that fill a large GPU several times over.
-const MOST_BLOCKS: usize = 132 * 6;
-const NULL: u64 = 0;
+/// Positions that the longest sequence is taken to have are a multiple of this where each has one new one, so that work is
+/// split in the same way while it grows.
+pub(super) const ROUND: usize = 256;
+pub(super) const NULL: u64 = 0;
 
 /// A linear's weight `[out, in]` and bias `[out]`, bf16.
 #[derive(Clone, Copy, Debug)]
@@ -83,11 +88,24 @@ struct Projections([u64; 6]);
 // SAFETY: as above.
 unsafe impl DeviceRepr for Projections {}
 
+/// Where the new positions of some sequences stand, as the kernels need it.
+#[derive(Clone, Copy)]
+pub(super) struct Standing {
+    pub(super) sequences: usize,
+    /// Positions of the longest sequence at most, the new ones included.
+    pub(super) longest: usize,
+    /// Positions ahead of the new ones, if there are no lengths.
+    pub(super) offset: usize,
+    /// Address of the sequences' lengths, or 0.
+    pub(super) lengths: u64,
+}
+
 /// A decoder's activations on their way through its layers.
-pub struct CachedPass<'a> {
+pub struct CachedPass {
     ctx: Context,
-    positions: Positions<'a>,
-    sequences: usize,
+    standing: Standing,
+    /// What the address in it is that of.
+    _lengths: Option<Tensor>,
     /// Of q, and of k and v.
     heads: (usize, usize),
     d: usize,
@@ -118,8 +136,8 @@ enum Products {
 }
 
 /// A kernel of tiles: its blocks, and the shared memory of one.
-struct Tile {
-    kernel: Kernel,
+pub(super) struct Tile {
+    pub(super) kernel: Kernel,
     blocks: usize,
     shared: usize,
 }
@@ -134,7 +152,7 @@ struct Tiles {
 
 impl Tile {
     /// For `rows` positions and `pairs` of weight rows.
-    fn new(ctx: &Context, name: &str, rows: usize, pairs: usize) -> Result<Self> {
+    pub(super) fn new(ctx: &Context, name: &str, rows: usize, pairs: usize) -> Result<Self> {
         let eights = rows.div_ceil(8).next_power_of_two();
         let groups = if pairs.div_ceil(16) >= BUSY { 2 } else { 1 };
         let definitions = format!("constexpr int NB = {eights}, G = {groups};\n");
@@ -145,12 +163,22 @@ impl Tile {
         Ok(Self { kernel, blocks: pairs.div_ceil(8 * groups), shared })
     }
 
-    fn config(&self) -> LaunchConfig {
+    pub(super) fn config(&self) -> LaunchConfig {
         grid((self.blocks, 1, 1), (THREADS, 1), self.shared)
     }
 }
 
-impl<'a> CachedPass<'a> {
+/// Whether `rows` positions `width` wide are read by kernels of tiles.
+pub(super) fn fits_tiles(rows: usize, width: usize) -> bool {
+    rows <= SOME && rows * width <= SOME_WIDE
+}
+
+/// Whether they are few: what they read has room in shared memory.
+pub(super) fn is_few(rows: usize, widest: usize) -> bool {
+    rows <= FEW && 2 * rows * widest <= FEW_SHARED
+}
+
+impl CachedPass {
     /// Whether the layers of a decoder with heads of `d` can be read this way; its linears must be plain, in bf16.
     pub fn is_supported(x: &Tensor, d: usize, layer: &CachedLayer<'_>) -> bool {
         let dense = |t: &Tensor| {
@@ -171,7 +199,7 @@ impl<'a> CachedPass<'a> {
     }
 
     /// Begins with the embeddings `x` (`[.., D]`, one row for each position). `cos` and `sin` are `[rows, d / 2]`, `first`
-    /// is any of the layers, `longest` the positions of the longest sequence, the new ones included.
+    /// is any of the layers.
     ///
     /// # Errors
     /// Tensors that do not fit together or are not on a GPU.
@@ -180,7 +208,7 @@ impl<'a> CachedPass<'a> {
         d: usize,
         first: &CachedLayer<'_>,
         (cos, sin): (&Tensor, &Tensor),
-        positions: Positions<'a>,
+        positions: Positions<'_>,
     ) -> Result<Self> {
         if !Self::is_supported(x, d, first) {
             bail!("x {:?} {:?} cannot be read by the layers of the gpu", x.dtype(), x.shape());
@@ -188,44 +216,57 @@ impl<'a> CachedPass<'a> {
         let ctx = Context::new(x.device())?;
         let x = x.contiguous()?;
         let from = ctx.matrix(&x)?;
+        let (standing, lengths) = match positions {
+            Positions::Behind(offset) => {
+                (Standing { sequences: 1, longest: offset + from.rows, offset, lengths: NULL }, None)
+            }
+            Positions::Last(rows) => {
+                let lengths = rows.device.as_ref().map_or(Ok(NULL), |l| ctx.input::<u32>(l))?;
+                let (sequences, longest) = (rows.rows().len(), rows.longest());
+                (Standing { sequences, longest, offset: 0, lengths }, rows.device.clone())
+            }
+        };
+        let angle = |t: &Tensor| t.to_dtype(DType::BF16)?.contiguous();
+        let copy = ctx.buffer(from.rows, from.cols)?;
+        ops::add(&ctx, from, None, copy.mat)?;
+        let pass = Self::of(ctx, copy, d, first, (angle(cos)?, angle(sin)?), standing)?;
+        Ok(Self { _lengths: lengths, ..pass })
+    }
+
+    /// As [`CachedPass::new`], with the matrix `x` itself.
+    pub(super) fn of(
+        ctx: Context,
+        x: Buffer,
+        d: usize,
+        first: &CachedLayer<'_>,
+        angles: (Tensor, Tensor),
+        standing: Standing,
+    ) -> Result<Self> {
         let [q, k, _, _, gate, ..] = &first.linears;
         let (h, hkv, m) = (q.weight.dim(0)? / d, k.weight.dim(0)? / d, gate.weight.dim(0)?);
-        let (sequences, longest) = match positions {
-            Positions::Behind(offset) => (1, offset + from.rows),
-            Positions::Last(lengths) => (lengths.rows().len(), lengths.longest()),
-        };
-        let rows = from.rows;
+        let (rows, width, sequences) = (x.mat.rows, x.mat.cols, standing.sequences);
         let tables = [rows, d / 2];
-        if sequences == 0 || rows % sequences != 0 || cos.dims() != tables || sin.dims() != tables {
-            bail!(
-                "{rows} positions of {sequences} sequences, angles {:?} and {:?}",
-                cos.shape(),
-                sin.shape()
-            );
+        if sequences == 0 || rows % sequences != 0 || angles.0.dims() != tables || angles.1.dims() != tables {
+            let (cos, sin) = (angles.0.shape(), angles.1.shape());
+            bail!("{rows} positions of {sequences} sequences, angles {cos:?} and {sin:?}");
         }
-        let angle = |t: &Tensor| t.to_dtype(DType::BF16)?.contiguous();
-        let copy = ctx.buffer(rows, from.cols)?;
-        ops::add(&ctx, from, None, copy.mat)?;
-        let width = from.cols;
-        let few = |name: &str| -> Result<Kernel> {
-            let kernel = function(&ctx.dev, CACHED, "", "", &format!("{name}_{rows}"))?;
-            kernel.allow_shared(2 * rows * width)?;
-            Ok(kernel)
-        };
+        let few = |name: &str| few_kernel(&ctx, name, rows);
         let tile = |name: &str, pairs: usize| Tile::new(&ctx, name, rows, pairs);
-        let products = match rows {
-            ..=FEW => Products::Few(Few {
+        let products = if is_few(rows, width.max(m).max(h * d)) {
+            Products::Few(Few {
                 attend_in: few("attend_in")?,
                 add_product: few("add_product")?,
                 gate_up: few("gate_up")?,
-            }),
-            ..=SOME if rows * width <= SOME_WIDE => Products::Tiles(Tiles {
+            })
+        } else if fits_tiles(rows, width) {
+            Products::Tiles(Tiles {
                 attend_in: tile("attend_in_tile", (h + 2 * hkv) * d / 2)?,
                 attended: tile("add_product_tile", width / 2)?,
                 gate_up: tile("gate_up_tile", m)?,
                 down: tile("add_product_tile", width / 2)?,
-            }),
-            _ => Products::Library,
+            })
+        } else {
+            Products::Library
         };
         // What only some of them need.
         let (normal, gates) = match products {
@@ -233,59 +274,73 @@ impl<'a> CachedPass<'a> {
             Products::Tiles(_) => ((rows, width), (1, PACK)),
             Products::Library => ((rows, width), (rows, 2 * m)),
         };
-        let attention =
-            CachedAttention::new(&ctx, Cached { sequences, t: rows / sequences, longest, h, hkv, d })?;
+        let (t, longest) = (rows / sequences, standing.longest);
+        let longest = if t == 1 { longest.next_multiple_of(ROUND) } else { longest };
+        let attention = CachedAttention::new(&ctx, Cached { sequences, t, longest, h, hkv, d })?;
         Ok(Self {
-            positions,
-            sequences,
+            standing,
+            _lengths: None,
             heads: (h, hkv),
             d,
-            x: copy,
+            x,
             normal: ctx.buffer(normal.0, normal.1)?,
             qkv: ctx.buffer(rows, (h + 2 * hkv) * d)?,
             attended: ctx.buffer(rows, h * d)?,
             gates: ctx.buffer(gates.0, gates.1)?,
             active: ctx.buffer(rows, m)?,
-            angles: (angle(cos)?, angle(sin)?),
+            angles,
             attention,
             products,
             ctx,
         })
     }
 
+    pub(super) fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    /// Whether cuBLAS makes its products.
+    pub(super) fn uses_library(&self) -> bool {
+        matches!(self.products, Products::Library)
+    }
+
+    /// The positions as they are now.
+    pub(super) fn x(&self) -> Mat {
+        self.x.mat
+    }
+
+    /// Addresses of the angles' cos and sin.
+    pub(super) fn angles(&self) -> Result<(u64, u64)> {
+        Ok((self.address(&self.angles.0)?, self.address(&self.angles.1)?))
+    }
+
     /// Reads the positions through a layer; `keys` and `values` (`[sequences, Hkv, room, d]`, contiguous) take theirs in.
     ///
     /// # Errors
     /// A memory without room for them, a layer of other sizes than the first.
-    pub fn layer(&mut self, layer: &CachedLayer<'_>, keys: &Tensor, values: &Tensor) -> Result<()> {
+    pub fn layer(&self, layer: &CachedLayer<'_>, keys: &Tensor, values: &Tensor) -> Result<()> {
         let (h, hkv) = self.heads;
         let (d, width, m) = (self.d, self.x.mat.cols, self.active.mat.cols);
         let (q, kv) = (h * d, hkv * d);
         let sizes = [[q, width], [kv, width], [kv, width], [width, q], [m, width], [m, width], [width, m]];
         let fits = layer.linears.iter().zip(sizes).all(|(l, size)| l.weight.dims() == size);
         let (sequences, heads, room, wide) = keys.dims4()?;
-        let longest = self.attention.longest();
+        let Standing { longest, offset, lengths, .. } = self.standing;
         if !fits
             || keys.dims() != values.dims()
-            || (sequences, heads, wide) != (self.sequences, hkv, d)
-            || room < longest
+            || (sequences, heads, wide) != (self.standing.sequences, hkv, d)
+            || room.min(self.attention.longest()) < longest
             || !(Self::is_supported(keys, d, layer) && values.is_contiguous())
         {
             bail!("a layer or memory {:?} that {longest} positions do not fit", keys.shape());
         }
         let memory = (self.ctx.input::<bf16>(keys)?, self.ctx.input::<bf16>(values)?);
-        let (offset, lengths) = match self.positions {
-            Positions::Behind(offset) => (offset, NULL),
-            Positions::Last(rows) => {
-                (0, rows.device.as_ref().map_or(Ok(NULL), |l| self.ctx.input::<u32>(l))?)
-            }
-        };
         let place = Place {
             lengths,
             sequence: (heads * room * d) as i64,
             head: (room * d) as i64,
             offset: int(offset)?,
-            t: int(self.x.mat.rows / self.sequences)?,
+            t: int(self.x.mat.rows / sequences)?,
         };
         match &self.products {
             Products::Few(kernels) => self.few(kernels, layer, memory, place),
@@ -302,9 +357,19 @@ impl<'a> CachedPass<'a> {
         Ok(self.x.into_tensor(shape, &self.ctx))
     }
 
+    /// As [`CachedPass::finish`], as an RMS norm of weight `[D]` leaves it.
+    ///
+    /// # Errors
+    /// A norm of another width.
+    pub fn finish_normal(self, norm: &Tensor, eps: f64, shape: &[usize]) -> Result<Tensor> {
+        let normal = self.ctx.buffer(self.x.mat.rows, self.x.mat.cols)?;
+        norm_rows(&self.ctx, self.x.mat, norm, eps, normal.mat)?;
+        Ok(normal.into_tensor(shape, &self.ctx))
+    }
+
     fn attend(&self, memory: (u64, u64), place: Place) -> Result<()> {
         let (q, o) = (Mat { cols: self.heads.0 * self.d, ..self.qkv.mat }, self.attended.mat);
-        let causal = matches!(self.positions, Positions::Behind(_)).then_some(place.offset);
+        let causal = (self.standing.lengths == NULL).then_some(place.offset);
         self.attention.run(&self.ctx, q, memory, (place.sequence, place.head), o, causal, place.lengths)
     }
 
@@ -320,13 +385,12 @@ impl<'a> CachedPass<'a> {
         let [q, k, v, o, gate, up, down] = &layer.linears;
         let (h, hkv) = self.heads;
         let (x, d, eps) = (self.x.mat, self.d, layer.eps as f32);
-        let shared = 2 * x.rows * x.cols;
-        let (cos, sin) = (self.address(&self.angles.0)?, self.address(&self.angles.1)?);
+        let (cos, sin) = self.angles()?;
         let projections = self.projections([q, k, v])?;
         let (width, stride, hi, hkvi, di) =
             (int(x.cols)?, int(self.qkv.mat.stride)?, int(h)?, int(hkv)?, int(d)?);
         let norm = self.address(layer.input_norm)?;
-        let mut args = own.attend_in.builder();
+        let mut args = Early::new(&own.attend_in);
         args.arg(&x.address)
             .arg(&norm)
             .arg(&projections)
@@ -334,7 +398,7 @@ impl<'a> CachedPass<'a> {
             .arg(&memory.0)
             .arg(&memory.1);
         args.arg(&cos).arg(&sin).arg(&place).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di).arg(&eps);
-        launch(&mut args, warps((h + 2 * hkv) * d / 2, shared))?;
+        args.launch(warps((h + 2 * hkv) * d / 2, x.rows * x.cols))?;
 
         self.attend(memory, place)?;
         self.add_product(own, self.attended.mat, o)?;
@@ -343,10 +407,10 @@ impl<'a> CachedPass<'a> {
         let (g, u, gb, ub) =
             (self.address(gate.weight)?, self.address(up.weight)?, self.bias(gate)?, self.bias(up)?);
         let mi = int(m)?;
-        let mut args = own.gate_up.builder();
+        let mut args = Early::new(&own.gate_up);
         args.arg(&x.address).arg(&norm).arg(&g).arg(&u).arg(&gb).arg(&ub).arg(&self.active.mat.address);
         args.arg(&width).arg(&mi).arg(&eps);
-        launch(&mut args, warps(m, shared))?;
+        args.launch(warps(m, x.rows * x.cols))?;
         self.add_product(own, self.active.mat, down)
     }
 
@@ -354,9 +418,9 @@ impl<'a> CachedPass<'a> {
     fn add_product(&self, own: &Few, y: Mat, l: &Plain<'_>) -> Result<()> {
         let (weight, bias) = (self.address(l.weight)?, self.bias(l)?);
         let (n, k) = (int(self.x.mat.cols)?, int(y.cols)?);
-        let mut args = own.add_product.builder();
+        let mut args = Early::new(&own.add_product);
         args.arg(&self.x.mat.address).arg(&y.address).arg(&weight).arg(&bias).arg(&n).arg(&k);
-        launch(&mut args, warps(self.x.mat.cols / 2, 0))
+        args.launch(warps(self.x.mat.cols / 2, y.rows * y.cols))
     }
 
     fn projections(&self, linears: [&Plain<'_>; 3]) -> Result<Projections> {
@@ -372,14 +436,14 @@ impl<'a> CachedPass<'a> {
         let (h, hkv) = self.heads;
         let (x, normal) = (self.x.mat, self.normal.mat.address);
         self.norm(layer.input_norm, layer.eps)?;
-        let (cos, sin) = (self.address(&self.angles.0)?, self.address(&self.angles.1)?);
+        let (cos, sin) = self.angles()?;
         let projections = self.projections([q, k, v])?;
         let (rows, width, stride) = (int(x.rows)?, int(x.cols)?, int(self.qkv.mat.stride)?);
         let (hi, hkvi, di) = (int(h)?, int(hkv)?, int(self.d)?);
-        let mut args = own.attend_in.kernel.builder();
+        let mut args = Early::new(&own.attend_in.kernel);
         args.arg(&normal).arg(&projections).arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1);
         args.arg(&cos).arg(&sin).arg(&place).arg(&rows).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di);
-        launch(&mut args, own.attend_in.config())?;
+        args.launch(own.attend_in.config())?;
 
         self.attend(memory, place)?;
         self.add_tiles(&own.attended, self.attended.mat, o)?;
@@ -387,10 +451,10 @@ impl<'a> CachedPass<'a> {
         let (g, u, gb, ub) =
             (self.address(gate.weight)?, self.address(up.weight)?, self.bias(gate)?, self.bias(up)?);
         let m = int(self.active.mat.cols)?;
-        let mut args = own.gate_up.kernel.builder();
+        let mut args = Early::new(&own.gate_up.kernel);
         args.arg(&normal).arg(&g).arg(&u).arg(&gb).arg(&ub).arg(&self.active.mat.address);
         args.arg(&rows).arg(&width).arg(&m);
-        launch(&mut args, own.gate_up.config())?;
+        args.launch(own.gate_up.config())?;
         self.add_tiles(&own.down, self.active.mat, down)
     }
 
@@ -398,9 +462,9 @@ impl<'a> CachedPass<'a> {
     fn add_tiles(&self, own: &Tile, y: Mat, l: &Plain<'_>) -> Result<()> {
         let (weight, bias, x) = (self.address(l.weight)?, self.bias(l)?, self.x.mat);
         let (rows, n, k) = (int(x.rows)?, int(x.cols)?, int(y.cols)?);
-        let mut args = own.kernel.builder();
+        let mut args = Early::new(&own.kernel);
         args.arg(&x.address).arg(&y.address).arg(&weight).arg(&bias).arg(&rows).arg(&n).arg(&k);
-        launch(&mut args, own.config())
+        args.launch(own.config())
     }
 
     fn many(&self, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
@@ -414,7 +478,7 @@ impl<'a> CachedPass<'a> {
             self.product(self.normal.mat, l, self.qkv.mat.columns(column, heads * d), 0.0)?;
             column += heads * d;
         }
-        let (cos, sin) = (self.address(&self.angles.0)?, self.address(&self.angles.1)?);
+        let (cos, sin) = self.angles()?;
         let (rows, hi, hkvi, di) = (int(x.rows)?, int(h)?, int(hkv)?, int(d)?);
         let f = function(&ctx.dev, CACHED, "", "", "remember")?;
         let mut args = f.builder();
@@ -433,15 +497,7 @@ impl<'a> CachedPass<'a> {
     }
 
     fn norm(&self, weight: &Tensor, eps: f64) -> Result<()> {
-        let (x, weight, eps) = (self.x.mat, self.address(weight)?, eps as f32);
-        if x.cols <= ops::WIDEST {
-            return ops::norm(&self.ctx, x, None, ops::Norm { weight, bias: None, eps }, self.normal.mat);
-        }
-        let (d, y) = (int(x.cols)?, self.normal.mat.address);
-        let f = function(&self.ctx.dev, CACHED, "", "", "norm_wide")?;
-        let mut args = f.builder();
-        args.arg(&x.address).arg(&weight).arg(&y).arg(&d).arg(&eps);
-        launch(&mut args, blocks(x.rows, THREADS))
+        norm_rows(&self.ctx, self.x.mat, weight, eps, self.normal.mat)
     }
 
     /// `to = y W^T + bias + keep to`.
@@ -460,7 +516,31 @@ impl<'a> CachedPass<'a> {
     }
 }
 
-/// A launch with a warp for each of `n` pairs of rows, as far as the GPU has room for them.
-fn warps(n: usize, shared: usize) -> LaunchConfig {
-    grid((n.div_ceil(THREADS as usize / 32).min(MOST_BLOCKS), 1, 1), (THREADS, 1), shared)
+/// A kernel for `rows` positions, which are few.
+pub(super) fn few_kernel(ctx: &Context, name: &str, rows: usize) -> Result<Kernel> {
+    let definitions = format!("constexpr int R = {rows};\n");
+    let kernel = function(&ctx.dev, FEW_ROWS, &format!("_{rows}"), &definitions, name)?;
+    kernel.allow_shared(FEW_SHARED)?;
+    Ok(kernel)
+}
+
+/// `y`, dense, is the RMS norm of the dense matrix `x`.
+pub(super) fn norm_rows(ctx: &Context, x: Mat, weight: &Tensor, eps: f64, y: Mat) -> Result<()> {
+    if weight.elem_count() != x.cols || (x.rows, x.cols) != (y.rows, y.cols) || x.stride != x.cols {
+        bail!("norm of {}x{} by {:?} into {}x{}", x.rows, x.cols, weight.shape(), y.rows, y.cols);
+    }
+    let (d, weight, eps) = (int(x.cols)?, ctx.input::<bf16>(weight)?, eps as f32);
+    let f = function(&ctx.dev, CACHED, "", "", "norm_rows")?;
+    let mut args = Early::new(&f);
+    args.arg(&x.address).arg(&weight).arg(&y.address).arg(&d).arg(&eps);
+    args.launch(blocks(x.rows, (x.cols / PACK).next_multiple_of(32).clamp(32, 512) as u32))
+}
+
+/// A launch with warps for `n` pairs of rows of weights and `inputs` elements in shared memory: of as many blocks as find room
+/// at once, and of smaller ones where there would be fewer than processors.
+pub(super) fn warps(n: usize, inputs: usize) -> LaunchConfig {
+    let largest = THREADS as usize / 32;
+    let each = (n / BUSY).clamp(1, largest);
+    let each = if each.is_power_of_two() { each } else { each.next_power_of_two() / 2 };
+    grid((n.div_ceil(each).min(2 * BUSY * largest / each), 1, 1), (32 * each as u32, 1), 2 * inputs)
 }

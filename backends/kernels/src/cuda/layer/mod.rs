@@ -2,17 +2,21 @@
 
 mod attention;
 mod cached;
+mod choice;
 mod decoder;
 mod encoder;
 mod group;
 mod head;
 mod ops;
+mod steps;
 
 pub use cached::{CachedLayer, CachedPass, Plain, Positions};
+pub use choice::likeliest;
 pub use decoder::DecoderLayer;
 pub use encoder::EncoderLayer;
 pub use group::Adapted;
 pub use head::head_loss;
+pub use steps::{GreedySteps, StepModel};
 
 use std::ffi::c_void;
 use std::sync::Arc;
