@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, Var};
 
-use crate::node::{self, Node};
+use crate::node::{self, Delivery, Node};
 
 type Function = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 
@@ -22,7 +22,7 @@ pub fn checkpoint(
     f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     let tracked = node::tracked(inputs);
-    node::apply(inputs, Checkpoint { f: Box::new(f), tracked }, false)
+    node::apply(inputs, Checkpoint { f: Box::new(f), tracked }, false, Delivery::Graph)
 }
 
 struct Checkpoint {
@@ -33,8 +33,8 @@ struct Checkpoint {
 impl Node for Checkpoint {
     type Kept = ();
 
-    fn forward(&self, inputs: &[Tensor]) -> Result<(Tensor, ())> {
-        Ok(((self.f)(inputs)?, ()))
+    fn forward(&self, inputs: &[Tensor], _: bool) -> Result<(Tensor, Option<()>)> {
+        Ok(((self.f)(inputs)?, None))
     }
 
     /// The backward pass runs the function itself.
@@ -49,7 +49,7 @@ impl Node for Checkpoint {
             arguments.push(if tracked { Var::from_tensor(input)?.into_inner() } else { input.clone() });
         }
         let output = (self.f)(&arguments)?;
-        let mut store = output.apply_op1(Seed(g.clone()))?.backward()?;
+        let mut store = node::backward(&output.apply_op1(Seed(g.clone()))?)?;
         Ok(arguments.iter().map(|a| store.remove(a)).collect())
     }
 }

@@ -43,6 +43,7 @@ pub use gather::{RowMap, gather_rows};
 pub use linear::linear;
 pub use loss::{IGNORED, cross_entropy};
 pub use memory::{keep_freed_memory, peak_memory, reset_peak_memory};
+pub use node::backward;
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamW, Update, adamw_step, adamw_steps, global_norm};
 pub use rope::rope;

@@ -1,9 +1,13 @@
 //! Parts of a model that are one node of candle's graph, with any number of inputs and a backward pass of their own.
 
+use candle_core::TensorId;
 use candle_core::backend::BackendStorage;
+use candle_core::backprop::GradStore;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail,
 };
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A function of several tensors with its gradients.
@@ -11,16 +15,73 @@ pub(crate) trait Node: Send + Sync + 'static {
     /// What the backward pass needs of the forward pass beside its inputs.
     type Kept: Send;
 
-    /// The value for detached `inputs`; the same every time.
-    fn forward(&self, inputs: &[Tensor]) -> Result<(Tensor, Self::Kept)>;
+    /// The value for detached `inputs`, the same every time, and if `keep` what the backward pass needs.
+    fn forward(&self, inputs: &[Tensor], keep: bool) -> Result<(Tensor, Option<Self::Kept>)>;
 
     /// What was not kept.
     fn again(&self, inputs: &[Tensor]) -> Result<Self::Kept> {
-        Ok(self.forward(inputs)?.1)
+        match self.forward(inputs, true)?.1 {
+            Some(kept) => Ok(kept),
+            None => bail!("block: nothing was kept"),
+        }
     }
 
     /// Gradients of the inputs, given that of the value.
     fn backward(&self, inputs: &[Tensor], kept: Self::Kept, g: &Tensor) -> Result<Vec<Option<Tensor>>>;
+}
+
+/// How the gradients of a node's variables reach the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// Through candle's graph, which adds each of them to zeros.
+    Graph,
+    /// By [`backward`] itself, without any work.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    Direct,
+}
+
+thread_local! {
+    /// What nodes have delivered directly during the [`backward`] of this thread.
+    static DELIVERED: RefCell<Option<HashMap<TensorId, Tensor>>> = const { RefCell::new(None) };
+}
+
+/// Gradients of a scalar, as [`Tensor::backward`], which does not work where whole layers of a GPU are trained: those hand the
+/// gradients of their variables over directly instead of having candle add each of them to zeros.
+///
+/// # Errors
+/// Whatever a backward pass returns.
+pub fn backward(loss: &Tensor) -> Result<GradStore> {
+    /// Puts back what an outer pass has been given, however this one ends.
+    struct Outer(Option<HashMap<TensorId, Tensor>>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            DELIVERED.set(self.0.take());
+        }
+    }
+    let _outer = Outer(DELIVERED.replace(Some(HashMap::new())));
+    let mut store = loss.backward()?;
+    for (id, gradient) in DELIVERED.take().unwrap_or_default() {
+        let sum = match store.get_id(id) {
+            Some(other) => (other + gradient)?,
+            None => gradient,
+        };
+        store.insert_id(id, sum);
+    }
+    Ok(store)
+}
+
+fn deliver(id: TensorId, gradient: Tensor) -> Result<()> {
+    DELIVERED.with_borrow_mut(|delivered| {
+        let Some(delivered) = delivered else {
+            bail!("layers that are trained as a whole need e2llm_kernels::backward instead of candle's");
+        };
+        let sum = match delivered.remove(&id) {
+            Some(other) => (other + gradient)?,
+            None => gradient,
+        };
+        delivered.insert(id, sum);
+        Ok(())
+    })
 }
 
 /// Which inputs take a gradient.
@@ -32,22 +93,37 @@ pub(crate) fn tracked(inputs: &[&Tensor]) -> Vec<bool> {
 ///
 /// # Errors
 /// Whatever the node returns, here or in the backward pass.
-pub(crate) fn apply<N: Node>(inputs: &[&Tensor], node: N, keep: bool) -> Result<Tensor> {
+pub(crate) fn apply<N: Node>(inputs: &[&Tensor], node: N, keep: bool, delivery: Delivery) -> Result<Tensor> {
     let detached: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
-    let (output, kept) = node.forward(&detached)?;
     let tracked = tracked(inputs);
-    if !tracked.contains(&true) {
+    let train = tracked.contains(&true);
+    let (output, kept) = node.forward(&detached, train && keep)?;
+    if !train {
         return Ok(output);
     }
-    let kept = Mutex::new(keep.then_some(kept));
-    let gradients = Mutex::new(vec![None; inputs.len()]);
-    let run: Arc<dyn Pending> = Arc::new(Run { node, inputs: detached, kept, gradients });
+    let is_direct = |i: usize| delivery == Delivery::Direct && inputs[i].is_variable();
+    let of_inputs = (0..inputs.len()).filter(|&i| tracked[i]);
+    let (direct, mut linked): (Vec<usize>, Vec<usize>) = of_inputs.partition(|&i| is_direct(i));
+    if linked.is_empty() {
+        // Something must tie the value to the graph.
+        linked.extend(direct.first());
+    }
+    let run: Arc<dyn Pending> = Arc::new(Run {
+        node,
+        inputs: detached,
+        kept: Mutex::new(kept),
+        gradients: Mutex::new(vec![None; inputs.len()]),
+        direct: direct.into_iter().map(|i| (i, inputs[i].id())).collect(),
+    });
+    let value = Mutex::new(Some(output.detach().contiguous()?));
+    if let [only] = linked[..] {
+        return inputs[only].apply_op1(Output { run, value, input: Some(only) });
+    }
     // candle's operations take up to three arguments, so a chain of one-element nodes ties the inputs to the output.
     // The backward pass visits the output first, which fills `gradients`, and the nodes of the chain after it, each
     // of which hands the gradients of its own two inputs to candle.
     let mut chain = Tensor::zeros(1, candle_core::DType::F32, output.device())?;
-    let indices: Vec<usize> = (0..inputs.len()).filter(|&i| tracked[i]).collect();
-    for pair in indices.chunks(2) {
+    for pair in linked.chunks(2) {
         let (first, second) = (pair[0], pair.get(1).copied());
         let link = Link { run: run.clone(), first, second };
         chain = match second {
@@ -55,7 +131,7 @@ pub(crate) fn apply<N: Node>(inputs: &[&Tensor], node: N, keep: bool) -> Result<
             None => inputs[first].apply_op2(&chain, link)?,
         };
     }
-    chain.apply_op1(Output { run, value: Mutex::new(Some(output.detach().contiguous()?)) })
+    chain.apply_op1(Output { run, value, input: None })
 }
 
 /// One call of a node, waiting for its backward pass.
@@ -64,6 +140,8 @@ struct Run<N: Node> {
     inputs: Vec<Tensor>,
     kept: Mutex<Option<N::Kept>>,
     gradients: Mutex<Vec<Option<Tensor>>>,
+    /// Variables that are not linked to the value.
+    direct: Vec<(usize, TensorId)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -82,7 +160,13 @@ impl<N: Node> Pending for Run<N> {
             Some(kept) => kept,
             None => self.node.again(&self.inputs)?,
         };
-        *lock(&self.gradients) = self.node.backward(&self.inputs, kept, g)?;
+        let mut gradients = self.node.backward(&self.inputs, kept, g)?;
+        for &(i, id) in &self.direct {
+            if let Some(gradient) = gradients.get_mut(i).and_then(Option::take) {
+                deliver(id, gradient)?;
+            }
+        }
+        *lock(&self.gradients) = gradients;
         Ok(())
     }
 
@@ -91,12 +175,14 @@ impl<N: Node> Pending for Run<N> {
     }
 }
 
-/// The value, tied to the chain.
+/// The value, tied to the one input that is linked or to the chain.
 ///
 /// It is taken out by the forward pass, so that the graph does not hold it a second time.
 struct Output {
     run: Arc<dyn Pending>,
     value: Mutex<Option<Tensor>>,
+    /// The one input, where there is no chain.
+    input: Option<usize>,
 }
 
 impl Output {
@@ -131,9 +217,12 @@ impl CustomOp1 for Output {
         }
     }
 
-    fn bwd(&self, chain: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, to: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         self.run.backward(g)?;
-        Ok(Some(chain.zeros_like()?))
+        match self.input {
+            Some(i) => Ok(self.run.take(i)),
+            None => Ok(Some(to.zeros_like()?)),
+        }
     }
 }
 

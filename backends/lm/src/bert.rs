@@ -136,11 +136,11 @@ impl Layer {
         [query, key, value, attention_out, inner, outer]
     }
 
-    /// The layer as one operation of the GPU, where it is trained in bf16 there.
+    /// The layer as a part of one operation of the GPU, in bf16 there.
     #[cfg(feature = "cuda")]
     fn whole(&self, x: &Tensor) -> Option<e2llm_kernels::EncoderLayer<'_>> {
         let head_dim = x.dims().last()? / self.heads.max(1);
-        if !crate::whole_layers::fit(x, head_dim, &self.linears()) {
+        if !crate::whole_layers::fit(x, head_dim) {
             return None;
         }
         let linears: Option<Vec<_>> = self.linears().into_iter().map(Linear::adapted).collect();
@@ -283,13 +283,12 @@ impl BertEncoder {
         let places = positions.broadcast_add(&self.segment)?;
         let mut x = self.norm.forward(&words.broadcast_add(&places)?)?;
         #[cfg(feature = "cuda")]
-        let whole = crate::whole_layers::Batch::new(&x, Some(&lengths))?;
+        if let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>() {
+            let batch = crate::whole_layers::Batch::new(&x, Some(&lengths))?;
+            x = e2llm_kernels::EncoderLayer::forward(&layers, &x, batch.lengths(), !self.checkpointing)?;
+            return Ok((x, lengths));
+        }
         for layer in &self.layers {
-            #[cfg(feature = "cuda")]
-            if let Some(parts) = layer.whole(&x) {
-                x = parts.forward(&x, whole.lengths(), !self.checkpointing)?;
-                continue;
-            }
             x = if self.checkpointing {
                 checkpointed(layer, &x, &lengths)?
             } else {

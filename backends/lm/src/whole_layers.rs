@@ -1,7 +1,6 @@
 //! When a layer runs as one operation on a GPU instead of as a graph of small ones.
 
 use crate::batch_cache::BatchCache;
-use crate::linear::Linear;
 use crate::{KvCache, Llama};
 use candle_core::{DType, Result, Tensor, bail};
 use e2llm_kernels::{CachedLayer, CachedPass, Positions};
@@ -9,16 +8,11 @@ use e2llm_kernels::{CachedLayer, CachedPass, Positions};
 /// Widest rows and heads that the GPU's layers hold.
 const WIDEST: usize = 4096;
 const WIDEST_HEAD: usize = 128;
-/// Rows of a batch from which on copying a layer's weights into place costs next to nothing.
-const MANY_ROWS: usize = 4096;
-
-/// Whether a layer with heads of `head_dim` can run that way for `x`, and gains by it: training in bf16, and large batches.
-pub(crate) fn fit(x: &Tensor, head_dim: usize, linears: &[&Linear]) -> bool {
-    let trained = linears.iter().filter_map(|l| l.lora()).any(|l| l.a.track_op() || l.b.track_op());
+/// Whether a layer with heads of `head_dim` can run that way for `x`: in bf16.
+pub(crate) fn fit(x: &Tensor, head_dim: usize) -> bool {
     let width = x.dims().last().copied().unwrap_or(0);
     x.device().is_cuda()
         && x.dtype() == DType::BF16
-        && (trained || x.track_op() || x.elem_count() >= MANY_ROWS * width)
         && width <= WIDEST
         && head_dim <= WIDEST_HEAD
         && head_dim.is_multiple_of(16)

@@ -116,7 +116,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut sum: Option<Tensor> = None;
         for micro in batch.chunks(chunks.div_ceil(micro_batches)) {
             let loss = model.answer_loss(micro)?.sum;
-            optimizer.accumulate(&mut (&loss / chunks as f64)?.backward()?)?;
+            optimizer.accumulate(&mut e2llm_kernels::backward(&(&loss / chunks as f64)?)?)?;
             sum = Some(match sum {
                 Some(before) => (before + loss.detach())?,
                 None => loss.detach(),

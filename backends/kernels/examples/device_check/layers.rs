@@ -133,8 +133,11 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
         (3, 77, 9, 3, 64, 256, 32, false),
         (2, 130, 4, 1, 32, 96, 5, true),
         (1, 65, 2, 2, 128, 200, 8, false),
-        // Too large to be kept for the backward pass.
+        // Updates beside all weights but the last, whose copies are too large to be kept for the backward pass.
         (1, 33, 32, 8, 128, 512, 4, false),
+        (2, 33, 32, 8, 128, 1024, 5, true),
+        // Copies that are not kept.
+        (1, 65, 8, 2, 128, 1920, 8, false),
     ] {
         let (width, rows) = (h * d, (h * d, hkv * d));
         let specs = [
@@ -170,13 +173,19 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
                 if whole && t[0].dtype() == DType::BF16 {
                     let lengths: Vec<u32> = lengths.iter().map(|&n| n as u32).collect();
                     let lengths = Tensor::new(lengths, t[0].device())?;
-                    return layer.forward(&t[0], (cos, sin), Some(&lengths), keep);
+                    return DecoderLayer::forward(&[layer], &t[0], (cos, sin), Some(&lengths), keep);
                 }
                 decoder_graph(&layer, &t[0], [cos, sin], Mask::CausalKeys(&lengths))
             })?;
         }
     }
-    for (b, t, h, d, m, rank) in [(5, 61, 12, 32, 256, 32), (2, 130, 3, 48, 160, 3)] {
+    for (b, t, h, d, m, rank) in [
+        (5, 61, 12, 32, 256, 32),
+        (2, 130, 3, 48, 160, 3),
+        // Without updates; and beside weights.
+        (3, 100, 6, 64, 512, 0),
+        (1, 33, 32, 128, 1024, 8),
+    ] {
         let width = h * d;
         let square = spec(width, width, true, rank);
         let specs = [
@@ -207,7 +216,7 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
                 if whole && t[0].dtype() == DType::BF16 {
                     let lengths: Vec<u32> = lengths.iter().map(|&n| n as u32).collect();
                     let lengths = Tensor::new(lengths, t[0].device())?;
-                    return layer.forward(&t[0], Some(&lengths), keep);
+                    return EncoderLayer::forward(&[layer], &t[0], Some(&lengths), keep);
                 }
                 encoder_graph(&layer, &t[0], Mask::Keys(&lengths))
             })?;

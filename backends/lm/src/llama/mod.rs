@@ -214,15 +214,15 @@ impl Llama {
         let groups =
             self.shifted.then(|| ShiftedGroups::new((batch, t), lengths, &self.device)).transpose()?;
         #[cfg(feature = "cuda")]
-        let whole = crate::whole_layers::Batch::new(&x, lengths)?;
+        if groups.is_none()
+            && let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>()
+        {
+            let batch = crate::whole_layers::Batch::new(&x, lengths)?;
+            let (tables, keep) = ((&cos, &sin), !self.checkpointing);
+            x = e2llm_kernels::DecoderLayer::forward(&layers, &x, tables, batch.lengths(), keep)?;
+            return rms_norm(&x, &self.norm, self.config.rms_norm_eps);
+        }
         for layer in &self.layers {
-            #[cfg(feature = "cuda")]
-            if groups.is_none()
-                && let Some(parts) = layer.whole(&x)
-            {
-                x = parts.forward(&x, (&cos, &sin), whole.lengths(), !self.checkpointing)?;
-                continue;
-            }
             x = if self.checkpointing {
                 checkpointed(layer, &x, (&cos, &sin), lengths, groups.as_ref(), source)?
             } else {

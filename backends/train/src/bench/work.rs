@@ -140,7 +140,7 @@ impl<'a> Subject<'a> {
         let tokens = shape.tokens(Bench::Train);
         timed(self.settings, Bench::Train, tokens, self.settings.repeats, || {
             let loss = model.answer_loss(&example)?;
-            optimizer.accumulate(&mut loss.mean()?.backward()?)?;
+            optimizer.accumulate(&mut e2llm_kernels::backward(&loss.mean()?)?)?;
             let norm = optimizer.gradient_norm()?;
             let sum: f32 = loss.sum.to_scalar()?;
             if !(norm.is_finite() && sum.is_finite()) {

@@ -207,7 +207,7 @@ impl Run<'_> {
             let mut sum: Option<Tensor> = None;
             for micro in micro_batches(batch, &stream.items, self.config.compute.micro_positions) {
                 let loss = self.model.loss(&Batch { part: stream.part, items: micro, draw })?;
-                self.optimizer.accumulate(&mut (&loss * factor)?.backward()?)?;
+                self.optimizer.accumulate(&mut e2llm_kernels::backward(&(&loss * factor)?)?)?;
                 let loss = loss.detach();
                 sum = Some(match sum {
                     Some(before) => (before + loss)?,

@@ -4,10 +4,10 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::attention::{self, Heads};
-use super::group::{Adapted, Assembled, Group, assemble, is_input, trained};
-use super::ops::{self, Activation, Angles};
+use super::group::{Adapted, Assembled, Group, assemble, count, few, is_input, trained};
+use super::ops::{self, Activation, Angles, NormGradient};
+use super::stack::{self, Layer, Sum};
 use super::{Buffer, Context, Mat};
-use crate::node::{self, Node};
 
 /// The frozen parts of a decoder layer and its trained updates:
 /// `x + o(attention(rope(q), rope(k), v))`, then `x + down(silu(gate) up)`, each behind an RMS norm.
@@ -28,23 +28,30 @@ pub struct DecoderLayer<'a> {
 }
 
 impl DecoderLayer<'_> {
-    /// The layer's value for `x` (`[B, T, D]`, bf16): position `i` of a row sees positions up to itself. `cos` and `sin`
-    /// are `[T, d / 2]` in float32. What stands behind a row's length, a number of `lengths` (`[B]`, u32), means
-    /// nothing. Unless `keep`, the backward pass computes the layer again.
+    /// The value of layers, one after the other, for `x` (`[B, T, D]`, bf16): position `i` of a row sees positions up to
+    /// itself. `cos` and `sin` are `[T, d / 2]` in float32. What stands behind a row's length, a number of `lengths` (`[B]`,
+    /// u32), means nothing. Unless `keep`, the backward pass, [`backward`](crate::backward), computes each layer again.
     ///
     /// # Errors
     /// Tensors that do not fit together, are not on a GPU, or are not what [`Adapted::is_supported`] asks for.
     pub fn forward(
-        &self,
+        layers: &[Self],
         x: &Tensor,
         (cos, sin): (&Tensor, &Tensor),
         lengths: Option<&Tensor>,
         keep: bool,
     ) -> Result<Tensor> {
+        let angle = |t: &Tensor| t.detach().to_dtype(DType::F32)?.contiguous();
+        let angles = (angle(cos)?, angle(sin)?);
+        let nodes = layers.iter().map(|l| l.node(x, &angles, lengths)).collect::<Result<Vec<_>>>()?;
+        stack::forward(nodes, x, layers.iter().flat_map(|l| trained(&l.linears)).collect(), keep)
+    }
+
+    fn node(&self, x: &Tensor, angles: &(Tensor, Tensor), lengths: Option<&Tensor>) -> Result<Decoder> {
         let (b, t, width) = x.dims3()?;
         let [q, k, v, o, gate, up, down] = &self.linears;
-        let groups =
-            [Group::new(&[q, k, v])?, Group::new(&[o])?, Group::new(&[gate, up])?, Group::new(&[down])?];
+        let group = |linears: &[&Adapted]| Group::new(linears, b * t);
+        let groups = [group(&[q, k, v])?, group(&[o])?, group(&[gate, up])?, group(&[down])?];
         let d = o.weight.dim(1)? / self.heads.max(1);
         let (h, hkv) = (self.heads, self.kv_heads);
         let fits = groups[0].outputs() == (h + 2 * hkv) * d
@@ -53,8 +60,8 @@ impl DecoderLayer<'_> {
             && [groups[0].inputs(), groups[1].outputs(), groups[2].inputs(), groups[3].outputs()]
                 .iter()
                 .all(|n| *n == width)
-            && cos.dims() == [t, d / 2]
-            && sin.dims() == [t, d / 2]
+            && angles.0.dims() == [t, d / 2]
+            && angles.1.dims() == [t, d / 2]
             && lengths.is_none_or(|l| l.dims() == [b])
             && d.is_multiple_of(16)
             && width <= ops::WIDEST
@@ -62,19 +69,15 @@ impl DecoderLayer<'_> {
         if !fits {
             bail!("decoder layer: x {:?} {:?} does not fit the layer of the gpu", x.dtype(), x.shape());
         }
-        let angle = |t: &Tensor| t.detach().to_dtype(DType::F32)?.contiguous();
-        let node = Decoder {
+        Ok(Decoder {
             input_norm: self.input_norm.detach(),
             post_norm: self.post_norm.detach(),
             groups,
-            angles: (angle(cos)?, angle(sin)?),
+            angles: angles.clone(),
             lengths: lengths.map(Tensor::detach),
             heads: Heads { b, t, h, hkv, d, causal: true, lengths: 0 },
             eps: self.eps as f32,
-        };
-        let x = x.contiguous()?;
-        let inputs: Vec<&Tensor> = std::iter::once(&x).chain(trained(&self.linears)).collect();
-        node::apply(&inputs, node, keep)
+        })
     }
 }
 
@@ -89,14 +92,11 @@ struct Decoder {
     eps: f32,
 }
 
-/// Bytes of a layer's weights that are kept for the backward pass at most: beyond, their copies would take more memory
-/// than time is lost by copying them again.
-const KEPT: usize = 64 << 20;
-
 /// What the backward pass reads.
 struct Kept {
-    /// Unless they are so large that it is better to make them again.
     weights: Option<Vec<Assembled>>,
+    /// `low` of the groups, where it does not stand beside their inputs.
+    lows: [Option<Buffer>; 4],
     x1: Buffer,
     qkv: Buffer,
     o: Buffer,
@@ -124,73 +124,92 @@ impl Decoder {
     }
 }
 
-impl Node for Decoder {
+impl Layer for Decoder {
     type Kept = Kept;
 
-    fn forward(&self, inputs: &[Tensor]) -> Result<(Tensor, Kept)> {
-        let ctx = &Context::new(inputs[0].device())?;
-        let x = ctx.matrix(&inputs[0])?;
+    fn trained(&self) -> usize {
+        count(&self.groups)
+    }
+
+    fn width(&self) -> usize {
+        self.groups[0].inputs()
+    }
+
+    fn forward(&self, ctx: &Context, x: Mat, trained: &[Tensor], y: Mat, keep: bool) -> Result<Option<Kept>> {
         let [attend, output, feed, down] = &self.groups;
-        let weights = assemble(ctx, &self.groups, &inputs[1..])?;
+        let weights = assemble(ctx, &self.groups, trained)?;
 
         let x1 = attend.room(ctx, x.rows)?;
         ops::norm(ctx, x, None, self.norm(ctx, &self.input_norm)?, x1.first(x.cols))?;
-        let qkv = attend.forward(ctx, &weights[0], &x1)?;
+        let (qkv, low1) = attend.forward(ctx, &weights[0], x1.mat)?;
         self.rotate(ctx, qkv.mat, false)?;
         let o = output.room(ctx, x.rows)?;
         let lse = attention::forward(ctx, self.heads(ctx)?, qkv.mat, o.first(output.inputs()))?;
-        let update = output.forward(ctx, &weights[1], &o)?;
+        let middle = ctx.buffer(x.rows, x.cols)?;
+        let of_o = output.forward_onto(ctx, &weights[1], o.mat, middle.mat, Some(x))?;
+        let attended = keep.then_some((x1, qkv, o));
 
-        let (middle, x2) = (ctx.buffer(x.rows, x.cols)?, feed.room(ctx, x.rows)?);
-        let norm = self.norm(ctx, &self.post_norm)?;
-        ops::norm(ctx, x, Some((update.mat, middle.mat)), norm, x2.first(x.cols))?;
-        let gates = feed.forward(ctx, &weights[2], &x2)?;
+        let x2 = feed.room(ctx, x.rows)?;
+        ops::norm(ctx, middle.mat, None, self.norm(ctx, &self.post_norm)?, x2.first(x.cols))?;
+        let (gates, low2) = feed.forward(ctx, &weights[2], x2.mat)?;
         let x3 = down.room(ctx, x.rows)?;
         ops::activate(ctx, Activation::Gated, gates.mat, x3.first(down.inputs()))?;
-        let update = down.forward(ctx, &weights[3], &x3)?;
-        let y = ctx.buffer(x.rows, x.cols)?;
-        ops::add(ctx, middle.mat, Some(update.mat), y.mat)?;
-        let y = y.into_tensor(inputs[0].shape(), ctx);
-        let weights = Some(weights).filter(|w| w.iter().map(Assembled::bytes).sum::<usize>() < KEPT);
-        Ok((y, Kept { weights, x1, qkv, o, lse, middle, x2, gates, x3 }))
+        let low3 = down.forward_onto(ctx, &weights[3], x3.mat, y, Some(middle.mat))?;
+        let Some((x1, qkv, o)) = attended else { return Ok(None) };
+        let (weights, lows) = (few(weights), [low1, of_o, low2, low3]);
+        Ok(Some(Kept { weights, lows, x1, qkv, o, lse, middle, x2, gates, x3 }))
     }
 
-    fn backward(&self, inputs: &[Tensor], kept: Kept, g: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let ctx = &Context::new(g.device())?;
-        let (x, g) = (ctx.matrix(&inputs[0])?, g.contiguous()?);
-        let g = ctx.matrix(&g)?;
+    fn backward(
+        &self,
+        ctx: &Context,
+        x: Mat,
+        trained: &[Tensor],
+        kept: Kept,
+        g: Sum,
+    ) -> Result<(Sum, Vec<Option<Tensor>>)> {
         let [attend, output, feed, down] = &self.groups;
-        let Kept { weights, x1, qkv, o, lse, middle, x2, gates, x3 } = kept;
-        let weights = weights.map_or_else(|| assemble(ctx, &self.groups, &inputs[1..]), Ok)?;
+        let Kept { weights, lows: [low1, of_o, low2, low3], x1, qkv, o, lse, middle, x2, gates, x3 } = kept;
+        let weights = weights.map_or_else(|| assemble(ctx, &self.groups, trained), Ok)?;
         let (mut of_attend, mut of_output, mut of_feed, mut of_down) = (vec![], vec![], vec![], vec![]);
+        let sum = g.dense(ctx)?;
+        let g = sum.first;
 
-        let dx3 = down.backward(ctx, &weights[3], &x3, g, &mut of_down)?;
+        let dx3 = down.input_gradient(ctx, &weights[3], g)?;
+        let low3 = down.low(x3.mat, low3.as_ref());
+        down.update_gradients(ctx, (x3.mat, low3), &dx3, g, &mut of_down)?;
         drop(x3);
-        let dgates = ctx.buffer(x.rows, feed.outputs())?;
-        let dactive = dx3.first(down.inputs());
-        ops::activate_backward(ctx, Activation::Gated, gates.mat, dactive, dgates.mat)?;
-        drop((gates, dx3));
-        let dx2 = feed.backward(ctx, &weights[2], &x2, dgates.mat, &mut of_feed)?;
-        drop((x2, dgates));
-        let dmiddle = ctx.buffer(x.rows, x.cols)?;
-        let norm = self.norm(ctx, &self.post_norm)?;
-        ops::norm_backward(ctx, middle.mat, norm, dx2.first(x.cols), Some(g), dmiddle.mat)?;
-        drop((middle, dx2));
+        // From here on `gates` are their gradient.
+        ops::gated_backward(ctx, gates.mat, dx3.dx())?;
+        drop(dx3);
+        let dx2 = feed.input_gradient(ctx, &weights[2], gates.mat)?;
+        let low2 = feed.low(x2.mat, low2.as_ref());
+        feed.update_gradients(ctx, (x2.mat, low2), &dx2, gates.mat, &mut of_feed)?;
+        drop((x2, gates));
+        let dmiddle = output.gradient_room(ctx, x.rows)?;
+        let (add, dx) = (Some(g.columns(0, x.cols)), dmiddle.first(x.cols));
+        let of = NormGradient { x: middle.mat, g: (dx2.dx(), None), add, dx, y: None };
+        ops::norm_backward(ctx, self.norm(ctx, &self.post_norm)?, &of)?;
+        drop((middle, dx2, sum));
 
-        let d_o = output.backward(ctx, &weights[1], &o, dmiddle.mat, &mut of_output)?;
+        let d_o = output.input_gradient(ctx, &weights[1], dmiddle.mat)?;
+        let low_o = output.low(o.mat, of_o.as_ref());
+        output.update_gradients(ctx, (o.mat, low_o), &d_o, dmiddle.mat, &mut of_output)?;
         let dqkv = ctx.buffer(x.rows, attend.outputs())?;
-        let width = output.inputs();
-        let outputs = (qkv.mat, o.first(width), d_o.first(width));
+        let outputs = (qkv.mat, o.first(output.inputs()), d_o.dx());
         attention::backward(ctx, self.heads(ctx)?, outputs, &lse, dqkv.mat)?;
         drop((qkv, o, d_o));
         self.rotate(ctx, dqkv.mat, true)?;
-        let dx1 = attend.backward(ctx, &weights[0], &x1, dqkv.mat, &mut of_attend)?;
-        let dx = ctx.buffer(x.rows, x.cols)?;
-        let norm = self.norm(ctx, &self.input_norm)?;
-        ops::norm_backward(ctx, x, norm, dx1.first(x.cols), Some(dmiddle.mat), dx.mat)?;
+        let dx1 = attend.input_gradient(ctx, &weights[0], dqkv.mat)?;
+        let low1 = attend.low(x1.mat, low1.as_ref());
+        attend.update_gradients(ctx, (x1.mat, low1), &dx1, dqkv.mat, &mut of_attend)?;
+        // In the form that the layer before, which is alike, takes it in.
+        let dx = down.gradient_room(ctx, x.rows)?;
+        let (g, add) = ((dx1.dx(), None), Some(dmiddle.first(x.cols)));
+        let of = NormGradient { x, g, add, dx: dx.first(x.cols), y: None };
+        ops::norm_backward(ctx, self.norm(ctx, &self.input_norm)?, &of)?;
 
-        let dx = dx.into_tensor(inputs[0].shape(), ctx);
-        let parts = [vec![Some(dx)], of_attend, of_output, of_feed, of_down];
-        Ok(parts.into_iter().flatten().collect())
+        let all = [of_attend, of_output, of_feed, of_down].into_iter().flatten().collect();
+        Ok((Sum::new(dx, None), all))
     }
 }

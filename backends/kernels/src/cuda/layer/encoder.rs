@@ -4,10 +4,10 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::{self, Heads};
-use super::group::{Adapted, Assembled, Group, assemble, is_input, trained};
-use super::ops::{self, Activation};
-use super::{Buffer, Context};
-use crate::node::{self, Node};
+use super::group::{Adapted, Assembled, Group, assemble, count, few, is_input, trained};
+use super::ops::{self, Activation, NormGradient};
+use super::stack::{self, Layer, Sum};
+use super::{Buffer, Context, Mat};
 
 /// The frozen parts of an encoder layer and its trained updates:
 /// `norm(x + out(attention(q, k, v)))`, then `norm(x + outer(gelu(inner)))`, with layer norms.
@@ -24,17 +24,22 @@ pub struct EncoderLayer<'a> {
 }
 
 impl EncoderLayer<'_> {
-    /// The layer's value for `x` (`[B, T, E]`, bf16). Every position of a row sees those within the row's length, a
-    /// number of `lengths` (`[B]`, u32); what stands behind it means nothing. Unless `keep`, the backward pass computes
-    /// the layer again.
+    /// The value of layers, one after the other, for `x` (`[B, T, E]`, bf16). Every position of a row sees those within the
+    /// row's length, a number of `lengths` (`[B]`, u32); what stands behind it means nothing. Unless `keep`, the backward
+    /// pass, [`backward`](crate::backward), computes each layer again.
     ///
     /// # Errors
     /// Tensors that do not fit together, are not on a GPU, or are not what [`Adapted::is_supported`] asks for.
-    pub fn forward(&self, x: &Tensor, lengths: Option<&Tensor>, keep: bool) -> Result<Tensor> {
+    pub fn forward(layers: &[Self], x: &Tensor, lengths: Option<&Tensor>, keep: bool) -> Result<Tensor> {
+        let nodes = layers.iter().map(|l| l.node(x, lengths)).collect::<Result<Vec<_>>>()?;
+        stack::forward(nodes, x, layers.iter().flat_map(|l| trained(&l.linears)).collect(), keep)
+    }
+
+    fn node(&self, x: &Tensor, lengths: Option<&Tensor>) -> Result<Encoder> {
         let (b, t, width) = x.dims3()?;
         let [q, k, v, o, inner, outer] = &self.linears;
-        let groups =
-            [Group::new(&[q, k, v])?, Group::new(&[o])?, Group::new(&[inner])?, Group::new(&[outer])?];
+        let group = |linears: &[&Adapted]| Group::new(linears, b * t);
+        let groups = [group(&[q, k, v])?, group(&[o])?, group(&[inner])?, group(&[outer])?];
         let (h, d) = (self.heads, o.weight.dim(1)? / self.heads.max(1));
         let fits = groups[0].outputs() == 3 * h * d
             && groups[1].inputs() == h * d
@@ -50,15 +55,12 @@ impl EncoderLayer<'_> {
             bail!("encoder layer: x {:?} {:?} does not fit the layer of the gpu", x.dtype(), x.shape());
         }
         let norm = |(w, b, eps): (&Tensor, &Tensor, f64)| (w.detach(), b.detach(), eps as f32);
-        let node = Encoder {
+        Ok(Encoder {
             norms: [norm(self.attention_norm), norm(self.norm)],
             groups,
             lengths: lengths.map(Tensor::detach),
             heads: Heads { b, t, h, hkv: h, d, causal: false, lengths: 0 },
-        };
-        let x = x.contiguous()?;
-        let inputs: Vec<&Tensor> = std::iter::once(&x).chain(trained(&self.linears)).collect();
-        node::apply(&inputs, node, keep)
+        })
     }
 }
 
@@ -70,17 +72,17 @@ struct Encoder {
     heads: Heads,
 }
 
-/// What the backward pass reads; the sums are what the norms were given.
+/// What the backward pass reads; the sums are what the norms were given. The values of the first norm and of the activation are
+/// made once more.
 struct Kept {
-    weights: Vec<Assembled>,
-    x1: Buffer,
+    weights: Option<Vec<Assembled>>,
+    /// `low` of the groups.
+    lows: [Option<Buffer>; 4],
     qkv: Buffer,
     o: Buffer,
     lse: CudaSlice<f32>,
     sum1: Buffer,
-    x2: Buffer,
     inner: Buffer,
-    x3: Buffer,
     sum2: Buffer,
 }
 
@@ -97,72 +99,92 @@ impl Encoder {
     }
 }
 
-impl Node for Encoder {
+impl Layer for Encoder {
     type Kept = Kept;
 
-    fn forward(&self, inputs: &[Tensor]) -> Result<(Tensor, Kept)> {
-        let ctx = &Context::new(inputs[0].device())?;
-        let x = ctx.matrix(&inputs[0])?;
-        let [attend, output, up, down] = &self.groups;
-        let weights = assemble(ctx, &self.groups, &inputs[1..])?;
-
-        let x1 = attend.room(ctx, x.rows)?;
-        ops::add(ctx, x, None, x1.first(x.cols))?;
-        let qkv = attend.forward(ctx, &weights[0], &x1)?;
-        let o = output.room(ctx, x.rows)?;
-        let lse = attention::forward(ctx, self.heads(ctx)?, qkv.mat, o.first(output.inputs()))?;
-        let update = output.forward(ctx, &weights[1], &o)?;
-        let (sum1, x2) = (ctx.buffer(x.rows, x.cols)?, up.room(ctx, x.rows)?);
-        ops::norm(ctx, update.mat, Some((x, sum1.mat)), self.norm(ctx, 0)?, x2.first(x.cols))?;
-
-        let inner = up.forward(ctx, &weights[2], &x2)?;
-        let x3 = down.room(ctx, x.rows)?;
-        ops::activate(ctx, Activation::Gelu, inner.mat, x3.first(down.inputs()))?;
-        let update = down.forward(ctx, &weights[3], &x3)?;
-        let (sum2, y) = (ctx.buffer(x.rows, x.cols)?, ctx.buffer(x.rows, x.cols)?);
-        let residual = (x2.first(x.cols), sum2.mat);
-        ops::norm(ctx, update.mat, Some(residual), self.norm(ctx, 1)?, y.mat)?;
-        let y = y.into_tensor(inputs[0].shape(), ctx);
-        Ok((y, Kept { weights, x1, qkv, o, lse, sum1, x2, inner, x3, sum2 }))
+    fn trained(&self) -> usize {
+        count(&self.groups)
     }
 
-    fn backward(&self, inputs: &[Tensor], kept: Kept, g: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let ctx = &Context::new(g.device())?;
-        let g = g.contiguous()?;
-        let g = ctx.matrix(&g)?;
+    fn width(&self) -> usize {
+        self.groups[0].width()
+    }
+
+    fn forward(&self, ctx: &Context, x: Mat, trained: &[Tensor], y: Mat, keep: bool) -> Result<Option<Kept>> {
         let [attend, output, up, down] = &self.groups;
-        let Kept { weights, x1, qkv, o, lse, sum1, x2, inner, x3, sum2 } = kept;
+        let weights = assemble(ctx, &self.groups, trained)?;
+        let (rows, width) = (x.rows, y.cols);
+
+        let (qkv, low) = attend.forward(ctx, &weights[0], x)?;
+        let o = output.room(ctx, rows)?;
+        let lse = attention::forward(ctx, self.heads(ctx)?, qkv.mat, o.first(output.inputs()))?;
+        let sum1 = ctx.buffer(rows, width)?;
+        let of_o = output.forward_onto(ctx, &weights[1], o.mat, sum1.mat, Some(x.columns(0, width)))?;
+        let mut lows = [low, of_o, None, None];
+        let attended = keep.then_some((qkv, o));
+        let x2 = up.room(ctx, rows)?;
+        ops::norm(ctx, sum1.mat, None, self.norm(ctx, 0)?, x2.first(width))?;
+
+        let (inner, low2) = up.forward(ctx, &weights[2], x2.mat)?;
+        let x3 = down.room(ctx, rows)?;
+        ops::activate(ctx, Activation::Gelu, inner.mat, x3.first(down.inputs()))?;
+        let sum2 = ctx.buffer(rows, width)?;
+        let low3 = down.forward_onto(ctx, &weights[3], x3.mat, sum2.mat, Some(x2.first(width)))?;
+        ops::norm(ctx, sum2.mat, None, self.norm(ctx, 1)?, y)?;
+        let Some((qkv, o)) = attended else { return Ok(None) };
+        lows[2] = up.keep_low(ctx, x2.mat, low2)?;
+        lows[3] = down.keep_low(ctx, x3.mat, low3)?;
+        let weights = few(weights);
+        Ok(Some(Kept { weights, lows, qkv, o, lse, sum1, inner, sum2 }))
+    }
+
+    fn backward(
+        &self,
+        ctx: &Context,
+        x: Mat,
+        trained: &[Tensor],
+        kept: Kept,
+        g: Sum,
+    ) -> Result<(Sum, Vec<Option<Tensor>>)> {
+        let [attend, output, up, down] = &self.groups;
+        let Kept { weights, lows: [low, of_o, low2, low3], qkv, o, lse, sum1, inner, sum2 } = kept;
+        let weights = weights.map_or_else(|| assemble(ctx, &self.groups, trained), Ok)?;
         let (mut of_attend, mut of_output, mut of_up, mut of_down) = (vec![], vec![], vec![], vec![]);
-        let (rows, width) = (g.rows, g.cols);
+        let (rows, width) = (x.rows, output.outputs());
+        let own = |low: &Option<Buffer>, group: &Group| low.as_ref().map(|low| low.first(group.rank()));
 
-        let dsum2 = ctx.buffer(rows, width)?;
-        ops::norm_backward(ctx, sum2.mat, self.norm(ctx, 1)?, g, None, dsum2.mat)?;
-        let dx3 = down.backward(ctx, &weights[3], &x3, dsum2.mat, &mut of_down)?;
-        drop((x3, sum2));
-        let dinner = ctx.buffer(rows, up.outputs())?;
-        let dactive = dx3.first(down.inputs());
-        ops::activate_backward(ctx, Activation::Gelu, inner.mat, dactive, dinner.mat)?;
-        drop((inner, dx3));
-        let dx2 = up.backward(ctx, &weights[2], &x2, dinner.mat, &mut of_up)?;
-        drop((x2, dinner));
-        // The sum before the second norm reads the first norm's value directly as well.
-        ops::add(ctx, dsum2.mat, Some(dx2.first(width)), dsum2.mat)?;
-        let dsum1 = ctx.buffer(rows, width)?;
-        ops::norm_backward(ctx, sum1.mat, self.norm(ctx, 0)?, dsum2.mat, None, dsum1.mat)?;
-        drop((sum1, dx2, dsum2));
+        let dsum2 = down.gradient_room(ctx, rows)?;
+        let dx = dsum2.first(width);
+        let of = NormGradient { x: sum2.mat, g: (g.first, g.second), add: None, dx, y: None };
+        ops::norm_backward(ctx, self.norm(ctx, 1)?, &of)?;
+        drop((g, sum2));
+        let dx3 = down.input_gradient(ctx, &weights[3], dsum2.mat)?;
+        // From here on `inner` is the activation's value, and the gradient of that the gradient of `inner`.
+        ops::gelu_backward(ctx, inner.mat, dx3.dx())?;
+        down.update_gradients(ctx, (inner.mat, own(&low3, down)), &dx3, dsum2.mat, &mut of_down)?;
+        drop(inner);
+        let dx2 = up.input_gradient(ctx, &weights[2], dx3.dx())?;
+        // The sum before the second norm reads the first norm's value directly as well. That value comes in the place of
+        // the gradient.
+        let dsum1 = output.gradient_room(ctx, rows)?;
+        let (g, dx) = ((dsum2.first(width), Some(dx2.dx())), dsum1.first(width));
+        let of = NormGradient { x: sum1.mat, g, add: None, dx, y: Some(dsum2.first(width)) };
+        ops::norm_backward(ctx, self.norm(ctx, 0)?, &of)?;
+        up.update_gradients(ctx, (dsum2.first(width), own(&low2, up)), &dx2, dx3.dx(), &mut of_up)?;
+        drop((sum1, dx2, dx3, dsum2));
 
-        let d_o = output.backward(ctx, &weights[1], &o, dsum1.mat, &mut of_output)?;
+        let d_o = output.input_gradient(ctx, &weights[1], dsum1.mat)?;
+        let low_o = output.low(o.mat, of_o.as_ref());
+        output.update_gradients(ctx, (o.mat, low_o), &d_o, dsum1.mat, &mut of_output)?;
         let dqkv = ctx.buffer(rows, attend.outputs())?;
-        let inputs_of_output = output.inputs();
-        let outputs = (qkv.mat, o.first(inputs_of_output), d_o.first(inputs_of_output));
+        let outputs = (qkv.mat, o.first(output.inputs()), d_o.dx());
         attention::backward(ctx, self.heads(ctx)?, outputs, &lse, dqkv.mat)?;
         drop((qkv, o, d_o));
-        let dx1 = attend.backward(ctx, &weights[0], &x1, dqkv.mat, &mut of_attend)?;
-        let dx = ctx.buffer(rows, width)?;
-        ops::add(ctx, dsum1.mat, Some(dx1.first(width)), dx.mat)?;
-
-        let dx = dx.into_tensor(inputs[0].shape(), ctx);
-        let parts = [vec![Some(dx)], of_attend, of_output, of_up, of_down];
-        Ok(parts.into_iter().flatten().collect())
+        let dx = attend.input_gradient(ctx, &weights[0], dqkv.mat)?;
+        let low = attend.low(x, low.as_ref());
+        attend.update_gradients(ctx, (x, low), &dx, dqkv.mat, &mut of_attend)?;
+        let all = [of_attend, of_output, of_up, of_down].into_iter().flatten().collect();
+        let dsum1 = Buffer { mat: dsum1.first(width), ..dsum1 };
+        Ok((Sum::new(dsum1, Some(dx.into_dx())), all))
     }
 }

@@ -1,13 +1,14 @@
-//! Linears that read the same rows, frozen, with low-rank updates: two products forward, whatever their number.
+//! Linears that read the same rows, frozen, with low-rank updates.
 //!
-//! The input is a matrix `[x | low | 1 0..]` with `low = x A^T` for all updates side by side, the weight the rows
-//! `[W | scaling B | bias 0..]`: one product makes all outputs, and its counterpart in the backward pass the gradients
-//! of `x` and `low` at once. Nothing is added up in memory, and the sums are kept in float32.
+//! Where rows are many, the input is a matrix `[x | low]` with `low = x A^T` for all updates side by side, and the weight a copy
+//! of the rows `[W | scaling B]`: one product makes all outputs, and its counterpart in the backward pass the gradients of
+//! `x` and `low` at once. Nothing is added up in memory. Where copying the weights would take longer than that, the
+//! updates are added to the outputs instead. Either way sums are kept in float32 within a product, and biases are added there.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 
-use super::ops;
+use super::ops::{self, Assembling};
 use super::{Buffer, Context, Mat, PACK};
 use crate::cuda::tensor;
 
@@ -47,6 +48,32 @@ struct Part {
     scaling: f64,
 }
 
+/// How a group's products are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Straight from the weights: there is no update.
+    Plain,
+    /// In one, with a copy of the weights beside the updates.
+    Wide,
+    /// Straight from the weights, to which those of the updates are added.
+    Beside,
+}
+
+/// Bytes of a group's weights whose copy takes as long as the launches of the products that it saves.
+const WORTH_COPYING: usize = 8 << 20;
+
+impl Form {
+    /// A copy is read and written in each pass, 8 bytes for each weight; adding to the outputs takes 4 for each of them, and
+    /// reading their gradient once more 2.
+    fn of(rows: usize, inputs: usize, outputs: usize, rank: usize) -> Self {
+        match rank {
+            0 => Self::Plain,
+            _ if 2 * inputs * outputs >= WORTH_COPYING && 6 * rows < 8 * inputs => Self::Beside,
+            _ => Self::Wide,
+        }
+    }
+}
+
 /// Linears of one input.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
@@ -54,27 +81,58 @@ pub(super) struct Group {
     inputs: usize,
     rank: usize,
     outputs: usize,
-    /// Columns of the widened input.
-    width: usize,
-    biased: bool,
+    form: Form,
+    /// Whether the gradient of `low` stands beside that of the outputs instead of beside that of the input, and A below the
+    /// weight: then it is `[g | dlow] [W | scaling B; A]` that is the input's, in one product, where two would read and
+    /// write the wider matrix.
+    stacked: bool,
 }
 
-/// The widened weight `[out, width]` and all A `[rank, in]` of the moment.
+/// The weights of the moment, rounded.
+#[derive(Default)]
 pub(super) struct Assembled {
-    wide: Buffer,
-    low: Option<Buffer>,
+    /// `[W | scaling B]`, and below it A where that is stacked; or without W `[out, r]` of each linear below the other, rows
+    /// of the widest.
+    wide: Option<Buffer>,
+    /// All A, `[rank, in]`.
+    low: Option<Mat>,
+    own_low: Option<Buffer>,
+    /// All biases.
+    bias: Option<Buffer>,
 }
 
 impl Assembled {
     /// Its size.
     pub(super) fn bytes(&self) -> usize {
         let bytes = |b: &Buffer| 2 * b.mat.rows * b.mat.stride;
-        bytes(&self.wide) + self.low.as_ref().map_or(0, bytes)
+        [&self.wide, &self.own_low, &self.bias].into_iter().flatten().map(bytes).sum()
+    }
+}
+
+/// The gradient of a group's input, and of `low`, from which follow those of A and B.
+pub(super) struct InputGradient {
+    dx: Buffer,
+    inputs: usize,
+    dlow: Option<Mat>,
+    /// Where that stands, unless in one of the gradients.
+    _own: Option<Buffer>,
+}
+
+impl InputGradient {
+    pub(super) fn dx(&self) -> Mat {
+        self.dx.first(self.inputs)
+    }
+
+    /// Forgets `dlow` where it is not part of the matrix.
+    pub(super) fn into_dx(self) -> Buffer {
+        let mat = self.dx();
+        Buffer { data: self.dx.data, mat }
     }
 }
 
 impl Group {
-    pub(super) fn new(linears: &[&Adapted]) -> Result<Self> {
+    /// For inputs of `rows` rows.
+    pub(super) fn new(linears: &[&Adapted], rows: usize) -> Result<Self> {
         let mut parts = Vec::new();
         for l in linears {
             if !l.is_supported() {
@@ -89,10 +147,10 @@ impl Group {
             bail!("linears of one group read the same input");
         }
         let rank: usize = parts.iter().map(|p| p.rank).sum();
-        let biased = parts.iter().any(|p| p.bias.is_some());
-        let width = (inputs + rank + usize::from(biased)).next_multiple_of(PACK);
         let outputs = parts.iter().map(|p| p.outputs).sum();
-        Ok(Self { parts, inputs, rank, outputs, width, biased })
+        let form = Form::of(rows, inputs, outputs, rank);
+        let stacked = form == Form::Wide && parts.len() == 1 && inputs >= outputs;
+        Ok(Self { parts, inputs, rank, outputs, form, stacked })
     }
 
     pub(super) fn inputs(&self) -> usize {
@@ -103,84 +161,241 @@ impl Group {
         self.outputs
     }
 
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
     /// How many of a layer's trained tensors are its own.
     fn trained(&self) -> usize {
         2 * self.parts.iter().filter(|p| p.rank > 0).count()
     }
 
-    /// Room for `rows` widened inputs, of which the first [`Group::inputs`] columns are to be written.
-    pub(super) fn room(&self, ctx: &Context, rows: usize) -> Result<Buffer> {
-        let room = ctx.buffer(rows, self.width)?;
-        let from = self.inputs + self.rank;
-        if from < self.width {
-            ops::fill_tail(ctx, room.mat, from, if self.biased { 1.0 } else { 0.0 })?;
-        }
-        Ok(room)
+    /// Columns of its input, `low` included where it stands there.
+    pub(super) fn width(&self) -> usize {
+        self.inputs + if self.form == Form::Wide { self.rank } else { 0 }
     }
 
-    /// The weights for this call, given A and B of each updated linear.
-    fn assemble(&self, ctx: &Context, loras: &[Tensor]) -> Result<Assembled> {
-        let wide = ctx.buffer(self.outputs, self.width)?;
-        let low = if self.rank > 0 { Some(ctx.buffer(self.rank, self.inputs)?) } else { None };
+    /// Room for the gradient of `rows` outputs, the first [`Group::outputs`] columns, and what is to stand beside it.
+    pub(super) fn gradient_room(&self, ctx: &Context, rows: usize) -> Result<Buffer> {
+        ctx.buffer(rows, self.gradient_width().next_multiple_of(PACK))
+    }
+
+    fn gradient_width(&self) -> usize {
+        self.outputs + if self.stacked { self.rank } else { 0 }
+    }
+
+    /// Room for `rows` inputs, of which the first [`Group::inputs`] columns are to be written.
+    pub(super) fn room(&self, ctx: &Context, rows: usize) -> Result<Buffer> {
+        ctx.buffer(rows, self.width().next_multiple_of(PACK))
+    }
+
+    /// Room for the weights of this call, and what is to be written there, given A and B of each updated linear.
+    fn assemble(&self, ctx: &Context, loras: &[Tensor], todo: &mut Vec<Assembling>) -> Result<Assembled> {
+        if self.form == Form::Plain {
+            return Ok(Assembled::default());
+        }
+        let is_wide = self.form == Form::Wide;
+        let stride = match self.form {
+            Form::Wide => self.width().next_multiple_of(PACK),
+            _ => self.parts.iter().map(|p| p.rank).max().unwrap_or(0).next_multiple_of(PACK),
+        };
+        let wide = ctx.buffer(self.gradient_width(), stride)?;
+        let own_low = if self.stacked { None } else { Some(ctx.buffer(self.rank, self.inputs)?) };
+        let below = wide.mat.part(self.outputs.min(wide.mat.rows), self.rank).columns(0, self.inputs);
+        let low = own_low.as_ref().map_or(below, |low| low.mat);
+        let biased = is_wide && self.parts.iter().any(|p| p.bias.is_some());
+        let bias = if biased { Some(ctx.buffer(1, self.outputs)?) } else { None };
         let (mut row, mut column, mut next) = (0, 0, loras.chunks_exact(2));
         for part in &self.parts {
-            let matrices = match (&low, part.rank) {
-                (Some(low), 1..) => {
-                    let Some([a, b]) = next.next() else {
-                        bail!("too few tensors for the updates of a layer")
-                    };
-                    if a.dims() != [part.rank, self.inputs] || b.dims() != [part.outputs, part.rank] {
-                        bail!("updates {:?} and {:?} do not fit their linear", a.shape(), b.shape());
-                    }
-                    Some((ctx.input::<f32>(a)?, ctx.input::<f32>(b)?, low.mat.part(column, part.rank)))
-                }
-                _ => None,
+            let mut own = Assembling {
+                weight: if is_wide { ctx.matrix(&part.weight)?.address } else { 0 },
+                bias: part.bias.as_ref().map_or(Ok(0), |b| ctx.input::<bf16>(b))?,
+                to_bias: bias.as_ref().map_or(0, |b| b.mat.columns(row, 1).address),
+                wide: wide.mat.part(row, part.outputs).address,
+                low: low.part(column, part.rank).address,
+                low_stride: low.stride,
+                n: part.outputs,
+                k: self.inputs,
+                copied: if is_wide { self.inputs } else { 0 },
+                r: part.rank,
+                stride,
+                column: if is_wide { column } else { 0 },
+                scaling: part.scaling as f32,
+                ..Assembling::default()
             };
-            let bias = part.bias.as_ref().map(|b| ctx.input::<bf16>(b)).transpose()?;
-            let place =
-                ops::Place { column, bias_column: self.inputs + self.rank, scaling: part.scaling as f32 };
-            let rows = wide.mat.part(row, part.outputs);
-            ops::assemble(ctx, ctx.matrix(&part.weight)?, matrices, bias, rows, place)?;
+            if part.rank > 0 {
+                let Some([a, b]) = next.next() else { bail!("too few tensors for the updates of a layer") };
+                if a.dims() != [part.rank, self.inputs] || b.dims() != [part.outputs, part.rank] {
+                    bail!("updates {:?} and {:?} do not fit their linear", a.shape(), b.shape());
+                }
+                (own.a, own.b) = (ctx.input::<f32>(a)?, ctx.input::<f32>(b)?);
+            }
+            todo.push(own);
             row += part.outputs;
             column += part.rank;
         }
-        Ok(Assembled { wide, low })
+        Ok(Assembled { wide: Some(wide), low: Some(low), own_low, bias })
     }
 
-    /// All outputs side by side, `[rows, outputs]`; writes the columns of `low` in `x`.
-    pub(super) fn forward(&self, ctx: &Context, with: &Assembled, x: &Buffer) -> Result<Buffer> {
-        if let Some(a) = &with.low {
-            let low = x.mat.columns(self.inputs, self.rank);
-            ctx.product((low, DType::BF16), (x.first(self.inputs), false), (a.mat, true), 1.0, 0.0)?;
+    /// Calls `f` with each linear, its columns of the output, its columns of `low`, and its scaled B where that is kept apart.
+    fn each(
+        &self,
+        with: &Assembled,
+        y: Mat,
+        low: Option<Mat>,
+        mut f: impl FnMut(&Part, Mat, Option<(Mat, Mat)>) -> Result<()>,
+    ) -> Result<()> {
+        let (mut row, mut column) = (0, 0);
+        for part in &self.parts {
+            let b = with.wide.as_ref().map(|wide| wide.mat.part(row, part.outputs).columns(0, part.rank));
+            let low = low.filter(|_| part.rank > 0).map(|low| low.columns(column, part.rank));
+            f(part, y.columns(row, part.outputs), low.zip(b))?;
+            row += part.outputs;
+            column += part.rank;
         }
-        let y = ctx.buffer(x.mat.rows, self.outputs)?;
-        ctx.product((y.mat, DType::BF16), (x.mat, false), (with.wide.mat, true), 1.0, 0.0)?;
-        Ok(y)
+        Ok(())
     }
 
-    /// The gradient of `x` in the first [`Group::inputs`] columns of the result; those of A and B are added to `all`.
-    pub(super) fn backward(
+    /// All outputs side by side, `[rows, outputs]`, and `low`, unless it stands in columns of `x`, which are written.
+    pub(super) fn forward(
         &self,
         ctx: &Context,
         with: &Assembled,
-        x: &Buffer,
+        x: Mat,
+    ) -> Result<(Buffer, Option<Buffer>)> {
+        let y = ctx.buffer(x.rows, self.outputs)?;
+        let low = self.forward_onto(ctx, with, x, y.mat, None)?;
+        Ok((y, low))
+    }
+
+    /// As [`Group::forward`], to `y`; a group of one linear may add `onto` to it.
+    pub(super) fn forward_onto(
+        &self,
+        ctx: &Context,
+        with: &Assembled,
+        x: Mat,
+        y: Mat,
+        onto: Option<Mat>,
+    ) -> Result<Option<Buffer>> {
+        let first = x.columns(0, self.inputs);
+        let own = match self.form {
+            Form::Beside => Some(ctx.buffer(x.rows, self.rank.next_multiple_of(PACK))?),
+            _ => None,
+        };
+        let low = self.low(x, own.as_ref());
+        if let (Some(a), Some(low)) = (&with.low, low) {
+            ctx.product((low, DType::BF16), (first, false), (*a, true), 1.0, 0.0)?;
+        }
+        if let (Form::Wide, Some(wide)) = (self.form, &with.wide) {
+            let bias = with.bias.as_ref().map_or(0, |b| b.mat.address);
+            let wide = wide.mat.part(0, self.outputs).columns(0, self.width());
+            let x = x.columns(0, self.width());
+            self.product(ctx, y, x, wide, bias, onto)?;
+            return Ok(own);
+        }
+        self.each(with, y, low, |part, y, update| {
+            let bias = part.bias.as_ref().map_or(Ok(0), |b| ctx.input::<bf16>(b))?;
+            self.product(ctx, y, first, ctx.matrix(&part.weight)?, bias, onto)?;
+            let Some((low, b)) = update else { return Ok(()) };
+            ctx.product((y, DType::BF16), (low, false), (b, true), 1.0, 1.0)
+        })?;
+        Ok(own)
+    }
+
+    fn product(&self, ctx: &Context, y: Mat, x: Mat, w: Mat, bias: u64, onto: Option<Mat>) -> Result<()> {
+        if bias != 0 || onto.is_some() {
+            return ctx.product_onto(y, x, w, bias, onto);
+        }
+        ctx.product((y, DType::BF16), (x, false), (w, true), 1.0, 0.0)
+    }
+
+    /// Where `low` of the input `x` stands.
+    pub(super) fn low(&self, x: Mat, own: Option<&Buffer>) -> Option<Mat> {
+        match self.form {
+            Form::Plain => None,
+            Form::Wide => Some(x.columns(self.inputs, self.rank)),
+            Form::Beside => own.map(|low| low.first(self.rank)),
+        }
+    }
+
+    /// `low` in a matrix of its own.
+    pub(super) fn keep_low(&self, ctx: &Context, x: Mat, own: Option<Buffer>) -> Result<Option<Buffer>> {
+        if self.form != Form::Wide {
+            return Ok(own);
+        }
+        let low = ctx.buffer(x.rows, self.rank)?;
+        ops::copy_columns(ctx, x.columns(self.inputs, self.rank), low.mat)?;
+        Ok(Some(low))
+    }
+
+    /// The gradients of `x` and `low`, given that of the outputs, beside whose columns there should be
+    /// [room](Group::gradient_room).
+    pub(super) fn input_gradient(&self, ctx: &Context, with: &Assembled, g: Mat) -> Result<InputGradient> {
+        let outputs = g.columns(0, self.outputs);
+        if let (true, Some(wide)) = (self.stacked, &with.wide) {
+            return self.stacked_gradient(ctx, wide.mat, g);
+        }
+        let dx = self.room(ctx, g.rows)?;
+        let first = dx.first(self.inputs);
+        let own = match self.form {
+            Form::Beside => Some(ctx.buffer(g.rows, self.rank.next_multiple_of(PACK))?),
+            _ => None,
+        };
+        let dlow = self.low(dx.mat, own.as_ref());
+        if let (Form::Wide, Some(wide)) = (self.form, &with.wide) {
+            let (to, wide) = (dx.first(self.width()), wide.first(self.width()));
+            ctx.product((to, DType::BF16), (outputs, false), (wide, false), 1.0, 0.0)?;
+        } else {
+            let mut keep = 0.0;
+            self.each(with, outputs, dlow, |part, g, update| {
+                let weight = ctx.matrix(&part.weight)?;
+                ctx.product((first, DType::BF16), (g, false), (weight, false), 1.0, keep)?;
+                keep = 1.0;
+                let Some((dlow, b)) = update else { return Ok(()) };
+                ctx.product((dlow, DType::BF16), (g, false), (b, false), 1.0, 0.0)
+            })?;
+        }
+        if let (Some(a), Some(dlow)) = (with.low, dlow) {
+            ctx.product((first, DType::BF16), (dlow, false), (a, false), 1.0, 1.0)?;
+        }
+        Ok(InputGradient { dx, inputs: self.inputs, dlow, _own: own })
+    }
+
+    fn stacked_gradient(&self, ctx: &Context, wide: Mat, g: Mat) -> Result<InputGradient> {
+        let width = self.gradient_width();
+        let own = if g.cols < width { Some(self.gradient_room(ctx, g.rows)?) } else { None };
+        if let Some(own) = &own {
+            ops::add(ctx, g.columns(0, self.outputs), None, own.first(self.outputs))?;
+        }
+        let g = own.as_ref().map_or(g, |own| own.mat);
+        let dlow = g.columns(self.outputs, self.rank);
+        let b = wide.part(0, self.outputs).columns(self.inputs, self.rank);
+        ctx.product((dlow, DType::BF16), (g.columns(0, self.outputs), false), (b, false), 1.0, 0.0)?;
+        let dx = ctx.buffer(g.rows, self.inputs)?;
+        let of_all = (g.columns(0, width), false);
+        ctx.product((dx.mat, DType::BF16), of_all, (wide.columns(0, self.inputs), false), 1.0, 0.0)?;
+        Ok(InputGradient { dx, inputs: self.inputs, dlow: Some(dlow), _own: own })
+    }
+
+    /// Adds the gradients of A and B to `all`, given the input `x`, its `low`, and the gradients of `low` and the outputs, as
+    /// they were given to [`Group::input_gradient`].
+    pub(super) fn update_gradients(
+        &self,
+        ctx: &Context,
+        (x, low): (Mat, Option<Mat>),
+        of: &InputGradient,
         g: Mat,
         all: &mut Vec<Option<Tensor>>,
-    ) -> Result<Buffer> {
-        let dx = ctx.buffer(x.mat.rows, self.width)?;
-        let used = self.inputs + self.rank;
-        ctx.product((dx.first(used), DType::BF16), (g, false), (with.wide.first(used), false), 1.0, 0.0)?;
-        let Some(a) = &with.low else { return Ok(dx) };
-        let dlow = dx.mat.columns(self.inputs, self.rank);
+    ) -> Result<()> {
+        let (Some(low), Some(dlow)) = (low, of.dlow) else { return Ok(()) };
         let (da, to) = ctx.floats(self.rank, self.inputs)?;
-        ctx.product((to, DType::F32), (dlow, true), (x.first(self.inputs), false), 1.0, 0.0)?;
-        ctx.product((dx.first(self.inputs), DType::BF16), (dlow, false), (a.mat, false), 1.0, 1.0)?;
+        ctx.product((to, DType::F32), (dlow, true), (x.columns(0, self.inputs), false), 1.0, 0.0)?;
         let da = tensor(da, (self.rank, self.inputs), &ctx.dev);
         let (mut row, mut column) = (0, 0);
         for part in &self.parts {
             if part.rank > 0 {
                 let (db, to) = ctx.floats(part.outputs, part.rank)?;
-                let low = x.mat.columns(self.inputs + column, part.rank);
+                let low = low.columns(column, part.rank);
                 let g = g.columns(row, part.outputs);
                 ctx.product((to, DType::F32), (g, true), (low, false), part.scaling as f32, 0.0)?;
                 all.push(Some(da.narrow(0, column, part.rank)?));
@@ -189,19 +404,32 @@ impl Group {
             row += part.outputs;
             column += part.rank;
         }
-        Ok(dx)
+        Ok(())
     }
 }
 
 /// The weights of each of a layer's groups for this call, given A and B of all of its updated linears in order.
 pub(super) fn assemble(ctx: &Context, groups: &[Group], mut loras: &[Tensor]) -> Result<Vec<Assembled>> {
-    let mut all = Vec::with_capacity(groups.len());
+    let (mut all, mut todo) = (Vec::with_capacity(groups.len()), Vec::new());
     for group in groups {
         let (own, others) = loras.split_at(group.trained().min(loras.len()));
-        all.push(group.assemble(ctx, own)?);
+        all.push(group.assemble(ctx, own, &mut todo)?);
         loras = others;
     }
+    ops::assemble(ctx, &todo)?;
     Ok(all)
+}
+
+/// The copies of a layer's weights, unless keeping them for the backward pass would take more memory than time is lost by
+/// making them again.
+pub(super) fn few(weights: Vec<Assembled>) -> Option<Vec<Assembled>> {
+    const KEPT: usize = 16 << 20;
+    Some(weights).filter(|w| w.iter().map(Assembled::bytes).sum::<usize>() < KEPT)
+}
+
+/// How many trained tensors groups have.
+pub(super) fn count(groups: &[Group]) -> usize {
+    groups.iter().map(Group::trained).sum()
 }
 
 /// The trained tensors of linears, in order.

@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::group::is_input;
 use super::{Buffer, Context, Mat, PACK, ops};
 use crate::cuda::{alloc, loss, tensor};
-use crate::node::{self, Node};
+use crate::node::{self, Delivery, Node};
 
 /// Logits that exist at once.
 const LOGITS: usize = 1 << 27;
@@ -35,7 +35,7 @@ pub fn head_loss(hidden: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<O
     }
     let (weight, targets) = (weight.detach(), targets.detach().contiguous()?);
     let head = Head { weight, targets, train: hidden.track_op() };
-    node::apply(&[&hidden.contiguous()?], head, true).map(Some)
+    node::apply(&[&hidden.contiguous()?], head, true, Delivery::Graph).map(Some)
 }
 
 struct Head {
@@ -48,7 +48,7 @@ impl Node for Head {
     /// The gradient of the hidden states for a gradient of 1.
     type Kept = Option<Buffer>;
 
-    fn forward(&self, inputs: &[Tensor]) -> Result<(Tensor, Option<Buffer>)> {
+    fn forward(&self, inputs: &[Tensor], _: bool) -> Result<(Tensor, Option<Option<Buffer>>)> {
         let ctx = &Context::new(inputs[0].device())?;
         let (x, w) = (ctx.matrix(&inputs[0])?, ctx.matrix(&self.weight)?);
         let targets = ctx.input::<u32>(&self.targets)?;
@@ -68,7 +68,7 @@ impl Node for Head {
             }
         }
         let total = loss::sum(&ctx.dev, &losses)?;
-        Ok((tensor(total, (), &ctx.dev), gradient))
+        Ok((tensor(total, (), &ctx.dev), Some(gradient)))
     }
 
     fn backward(&self, inputs: &[Tensor], kept: Option<Buffer>, g: &Tensor) -> Result<Vec<Option<Tensor>>> {

@@ -7,7 +7,9 @@ mod decoder;
 mod encoder;
 mod group;
 mod head;
+mod lt;
 mod ops;
+mod stack;
 mod steps;
 
 pub use cached::{CachedLayer, CachedPass, Plain, Positions};

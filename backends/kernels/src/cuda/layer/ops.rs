@@ -1,7 +1,7 @@
 //! Starts of the kernels in `layer.cu`.
 
-use candle_core::Result;
-use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
+use candle_core::{Result, bail};
 
 use super::{Context, LAYER, Mat};
 use crate::cuda::{Kernel, blocks, function, int, launch, over};
@@ -14,41 +14,92 @@ fn kernel(ctx: &Context, name: &str) -> Result<Kernel> {
     function(&ctx.dev, LAYER, "", "", name)
 }
 
-/// Where the parts of a linear stand in the widened weight of its group.
-pub(super) struct Place {
+/// One linear's rows of a widened weight, its A and its bias as [`assemble`] makes them: addresses and sizes, as in the kernel's
+/// source.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Assembling {
+    pub(super) weight: u64,
+    pub(super) a: u64,
+    pub(super) b: u64,
+    pub(super) bias: u64,
+    pub(super) wide: u64,
+    pub(super) low: u64,
+    pub(super) to_bias: u64,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    /// Columns of the weight that are copied.
+    pub(super) copied: usize,
+    pub(super) r: usize,
+    pub(super) stride: usize,
+    /// From a row of A to the next.
+    pub(super) low_stride: usize,
+    /// Where B goes behind them.
     pub(super) column: usize,
-    pub(super) bias_column: usize,
     pub(super) scaling: f32,
 }
 
-/// Rows `to` of a widened weight out of `weight`, A and B (addresses, and where A goes) and the bias.
-pub(super) fn assemble(
-    ctx: &Context,
-    weight: Mat,
-    lora: Option<(u64, u64, Mat)>,
-    bias: Option<u64>,
-    to: Mat,
-    place: Place,
-) -> Result<()> {
-    let (a, b, low) = lora.map_or((NULL, NULL, None), |(a, b, low)| (a, b, Some(low)));
-    let (low, rank) = low.map_or((NULL, 0), |low| (low.address, low.rows));
-    let (n, k, r) = (int(weight.rows)?, int(weight.cols)?, int(rank)?);
-    let (stride, column, bias_column) = (int(to.stride)?, int(place.column)?, int(place.bias_column)?);
-    let bias = bias.unwrap_or(NULL);
-    let f = kernel(ctx, "assemble")?;
-    let mut args = f.builder();
-    args.arg(&weight.address).arg(&a).arg(&b).arg(&bias).arg(&to.address).arg(&low);
-    args.arg(&n).arg(&k).arg(&r).arg(&stride).arg(&column).arg(&bias_column).arg(&place.scaling);
-    launch(&mut args, blocks(weight.rows + rank, 128))
+/// Linears of a layer at most.
+const LINEARS: usize = 8;
+
+/// `Assembling` of the kernel source.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    addresses: [u64; 7],
+    sizes: [i32; 7],
+    scaling: f32,
+    first: i32,
+    padding: i32,
 }
 
-/// Columns of `y` from `from` on become `first` and zeros.
-pub(super) fn fill_tail(ctx: &Context, y: Mat, from: usize, first: f32) -> Result<()> {
-    let (rows, stride, start) = (y.rows as i64, int(y.stride)?, int(from)?);
-    let f = kernel(ctx, "fill_tail")?;
+/// `Assemblings` of the kernel source.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Entries {
+    parts: [Entry; LINEARS],
+    count: i32,
+    padding: i32,
+}
+
+// SAFETY: `repr(C)`, only numbers, in the order of the struct in the kernel source.
+unsafe impl DeviceRepr for Entries {}
+
+/// The weights of a layer's linears, in one launch.
+pub(super) fn assemble(ctx: &Context, linears: &[Assembling]) -> Result<()> {
+    if linears.is_empty() {
+        return Ok(());
+    }
+    if linears.len() > LINEARS {
+        bail!("a layer of {} linears", linears.len());
+    }
+    let (mut all, mut rows) = (Entries { count: int(linears.len())?, ..Entries::default() }, 0);
+    for (entry, l) in all.parts.iter_mut().zip(linears) {
+        let mut sizes = [0; 7];
+        for (to, size) in sizes.iter_mut().zip([l.n, l.k, l.copied, l.r, l.stride, l.low_stride, l.column]) {
+            *to = int(size)?;
+        }
+        *entry = Entry {
+            addresses: [l.weight, l.a, l.b, l.bias, l.wide, l.low, l.to_bias],
+            sizes,
+            scaling: l.scaling,
+            first: int(rows)?,
+            padding: 0,
+        };
+        rows += l.n + l.r;
+    }
+    let f = kernel(ctx, "assemble")?;
     let mut args = f.builder();
-    args.arg(&y.address).arg(&rows).arg(&stride).arg(&start).arg(&first);
-    launch(&mut args, over(y.rows * (y.stride - from)))
+    args.arg(&all);
+    launch(&mut args, blocks(rows.div_ceil(4), 128))
+}
+
+/// Columns of any number, side by side in memory or not, to others.
+pub(super) fn copy_columns(ctx: &Context, x: Mat, y: Mat) -> Result<()> {
+    let (rows, d, xs, ys) = (x.rows as i64, int(x.cols)?, int(x.stride)?, int(y.stride)?);
+    let f = kernel(ctx, "copy_columns")?;
+    let mut args = f.builder();
+    args.arg(&x.address).arg(&y.address).arg(&rows).arg(&d).arg(&xs).arg(&ys);
+    launch(&mut args, over(x.rows * x.cols))
 }
 
 /// `out = x + y`, or a copy of `x`.
@@ -99,23 +150,33 @@ pub(super) fn norm(ctx: &Context, x: Mat, add: Option<(Mat, Mat)>, norm: Norm, y
     launch(&mut args, blocks(x.rows.div_ceil(4), 128))
 }
 
-/// `dx` is the gradient of `x` for that of its norm, `g`, and `add`.
-pub(super) fn norm_backward(
-    ctx: &Context,
-    x: Mat,
-    norm: Norm,
-    g: Mat,
-    add: Option<Mat>,
-    dx: Mat,
-) -> Result<()> {
-    let (rows, d, xs, gs, ds) =
-        (x.rows as i64, int(x.cols)?, int(x.stride)?, int(g.stride)?, int(dx.stride)?);
-    let (a, as_) = (add.map_or(NULL, |a| a.address), int(add.map_or(0, |a| a.stride))?);
-    let centred = i32::from(norm.bias.is_some());
-    let f = norm_kernel(ctx, "norm_backward", x.cols)?;
+/// What the gradient of a norm's input is made of.
+pub(super) struct NormGradient {
+    pub(super) x: Mat,
+    /// The gradient of the value, or two to be added up.
+    pub(super) g: (Mat, Option<Mat>),
+    /// What is added to the result.
+    pub(super) add: Option<Mat>,
+    pub(super) dx: Mat,
+    /// Where the value goes once more; may be the first `g`.
+    pub(super) y: Option<Mat>,
+}
+
+/// Writes the gradient of a norm's input.
+pub(super) fn norm_backward(ctx: &Context, norm: Norm, of: &NormGradient) -> Result<()> {
+    let NormGradient { x, g: (g, g2), add, dx, y } = of;
+    let (rows, d, bias) = (x.rows as i64, int(x.cols)?, norm.bias.unwrap_or(NULL));
+    let address = |m: &Option<Mat>| m.map_or(NULL, |m| m.address);
+    let stride = |m: &Option<Mat>| int(m.map_or(0, |m| m.stride));
+    let (second, added, value) = (address(g2), address(add), address(y));
+    let (xs, gs, ds) = (int(x.stride)?, int(g.stride)?, int(dx.stride)?);
+    let (seconds, adds, values) = (stride(g2)?, stride(add)?, stride(y)?);
+    let name = if g2.is_some() || y.is_some() { "norm_backward_more" } else { "norm_backward" };
+    let f = norm_kernel(ctx, name, x.cols)?;
     let mut args = f.builder();
-    args.arg(&x.address).arg(&norm.weight).arg(&g.address).arg(&a).arg(&dx.address);
-    args.arg(&rows).arg(&d).arg(&xs).arg(&gs).arg(&as_).arg(&ds).arg(&norm.eps).arg(&centred);
+    args.arg(&x.address).arg(&norm.weight).arg(&bias).arg(&g.address).arg(&second).arg(&added);
+    args.arg(&dx.address).arg(&value).arg(&rows).arg(&d).arg(&xs).arg(&gs).arg(&seconds).arg(&adds);
+    args.arg(&ds).arg(&values).arg(&norm.eps);
     launch(&mut args, blocks(x.rows.div_ceil(4), 128))
 }
 
@@ -154,29 +215,33 @@ pub(super) enum Activation {
     Gelu,
 }
 
-impl Activation {
-    fn names(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Gated => ("gated", "gated_backward"),
-            Self::Gelu => ("gelu_rows", "gelu_rows_backward"),
-        }
-    }
-}
-
 /// `y` of the dense matrix `x`.
 pub(super) fn activate(ctx: &Context, kind: Activation, x: Mat, y: Mat) -> Result<()> {
     let (rows, m, ys) = (x.rows as i64, int(y.cols)?, int(y.stride)?);
-    let f = kernel(ctx, kind.names().0)?;
+    let name = match kind {
+        Activation::Gated => "gated",
+        Activation::Gelu => "gelu_rows",
+    };
+    let f = kernel(ctx, name)?;
     let mut args = f.builder();
     args.arg(&x.address).arg(&y.address).arg(&rows).arg(&m).arg(&ys);
     launch(&mut args, over(y.rows * y.cols / 8))
 }
 
-/// The dense gradient `dx` of `x`, given that of `y`.
-pub(super) fn activate_backward(ctx: &Context, kind: Activation, x: Mat, g: Mat, dx: Mat) -> Result<()> {
+/// The gradient of `[gate | up]` in its place, given that of `silu(gate) up`.
+pub(super) fn gated_backward(ctx: &Context, x: Mat, g: Mat) -> Result<()> {
     let (rows, m, gs) = (x.rows as i64, int(g.cols)?, int(g.stride)?);
-    let f = kernel(ctx, kind.names().1)?;
+    let f = kernel(ctx, "gated_backward")?;
     let mut args = f.builder();
-    args.arg(&x.address).arg(&g.address).arg(&dx.address).arg(&rows).arg(&m).arg(&gs);
+    args.arg(&x.address).arg(&g.address).arg(&x.address).arg(&rows).arg(&m).arg(&gs);
+    launch(&mut args, over(g.rows * g.cols / 8))
+}
+
+/// The gradient of `x` in the place of that of its value, `g`, and the value in the place of the dense matrix `x`.
+pub(super) fn gelu_backward(ctx: &Context, x: Mat, g: Mat) -> Result<()> {
+    let (rows, m, gs) = (x.rows as i64, int(g.cols)?, int(g.stride)?);
+    let f = kernel(ctx, "gelu_rows_backward")?;
+    let mut args = f.builder();
+    args.arg(&x.address).arg(&g.address).arg(&g.address).arg(&rows).arg(&m).arg(&gs).arg(&gs);
     launch(&mut args, over(g.rows * g.cols / 8))
 }
