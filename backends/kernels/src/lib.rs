@@ -28,6 +28,7 @@ mod optimizer;
 pub mod profile;
 mod rope;
 mod simd;
+mod trained;
 
 pub use activation::{gelu, silu_mul};
 pub use attention::{Mask, attention, attention_lse, attention_rows};
@@ -47,3 +48,4 @@ pub use node::backward;
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamW, Update, adamw_step, adamw_steps, global_norm};
 pub use rope::rope;
+pub use trained::trained_linear;

@@ -1,6 +1,6 @@
 //! Trained layers: unlike the frozen ones of the base models they need gradients of their weights.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use e2llm_lm::{LmError, Params, TensorSpec};
 
 /// `y = W x + b`, both trained.
@@ -31,19 +31,18 @@ impl Dense {
 
     /// `[.., in]` to `[.., out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.product(x)?.broadcast_add(&like(&self.bias, x)?)
+        e2llm_kernels::trained_linear(x, &self.weight, &self.bias)
     }
 
-    /// `W x` without the bias.
-    pub(super) fn product(&self, x: &Tensor) -> Result<Tensor> {
-        let inputs = x.dim(D::Minus1)?;
-        let mut shape = x.dims().to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = self.bias.dim(0)?;
-        }
-        // One product of two matrices: a batched one would have to sum the weight's gradient over the batch.
-        let rows = x.reshape((x.elem_count() / inputs, inputs))?;
-        rows.matmul(&like(&self.weight, x)?.t()?)?.reshape(shape)
+    /// The weight of `heads` equal parts of the output, `[heads, out / heads, in]`, in the element type of `x`.
+    pub(super) fn heads(&self, heads: usize, x: &Tensor) -> Result<Tensor> {
+        let (out, inner) = self.weight.dims2()?;
+        like(&self.weight, x)?.reshape((heads, out / heads, inner))
+    }
+
+    /// The bias `[out]`, in the element type of `x`.
+    pub(super) fn bias(&self, x: &Tensor) -> Result<Tensor> {
+        like(&self.bias, x)
     }
 
     /// Zeros `[out]` that depend on the bias: whatever they are added to leaves its gradient zero, and not missing.

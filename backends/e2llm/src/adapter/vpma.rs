@@ -7,11 +7,14 @@
 //!
 //! The bias of `fc_k` adds the same number to all scores of a seed, which softmax does not see: it is left out of the
 //! keys, so that its gradient is zero as it should be and not the noise of summing what cancels.
+//!
+//! Neither keys nor values are made, which would be D wide for every token: a score is `(fc_k^T q) x`, whose first factor is the
+//! same for all chunks, and since weights sum to 1, a weighted mean of values is `fc_v` of the weighted mean of `x`. That
+//! leaves k times the number of heads products with each token in the place of 2 D. Scores are float32.
 
 use super::Dense;
 use super::layers::{LayerNorm, like};
-use candle_core::{Result, Tensor};
-use e2llm_kernels::Mask;
+use candle_core::{D, DType, Result, Tensor};
 use e2llm_lm::{LmError, Params, TensorSpec};
 
 #[derive(Debug, Clone)]
@@ -64,20 +67,48 @@ impl Vpma {
 
     /// `[C, L, E]` to `[C, k, D]`.
     pub(super) fn forward(&self, x: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-        let (c, ..) = x.dims3()?;
+        let (c, l, e) = x.dims3()?;
         let seeds = like(&self.seeds, x)?;
         let (_, k, d) = seeds.dims3()?;
-        let split = |t: &Tensor| -> Result<Tensor> {
-            let (n, length, _) = t.dims3()?;
-            t.reshape((n, length, self.heads, d / self.heads))?.transpose(1, 2)
-        };
-        let q = self.query.forward(&seeds)?.broadcast_add(&self.key.zero_bias(x)?)?;
-        let q = split(&q)?.broadcast_as((c, self.heads, k, d / self.heads))?;
-        let (keys, values) = (split(&self.key.product(x)?)?, split(&self.value.forward(x)?)?);
-        let scale = 1.0 / (d as f64).sqrt();
-        let o = e2llm_kernels::attention(&q, &keys, &values, Mask::Keys(lengths), scale)?;
-        let o = o.transpose(1, 2)?.reshape((c, k, d))?;
+        let (h, wide) = (self.heads, if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
+        // Weights of tokens, `[C, heads k, L]`.
+        let q = self.query.forward(&seeds)?.broadcast_add(&self.key.zero_bias(&seeds)?)?.to_dtype(wide)?;
+        let q = (q.reshape((k, h, d / h))?.transpose(0, 1)?.contiguous()? / (d as f64).sqrt())?;
+        let q = q.matmul(&self.key.heads(h, &q)?)?.reshape((h * k, e))?;
+        let tokens = x.reshape((c * l, e))?.to_dtype(wide)?;
+        let scores = q.matmul(&tokens.t()?)?.reshape((h * k, c, l))?;
+        let weights = softmax(&masked(scores, lengths)?)?.to_dtype(x.dtype())?;
+        let weights = weights.transpose(0, 1)?.contiguous()?;
+        // Means of states, one for each head and seed, and their values.
+        let means = weights.matmul(&x.contiguous()?)?.reshape((c, h, k, e))?;
+        let means = means.transpose(0, 1)?.contiguous()?.reshape((h, c * k, e))?;
+        let o = means.matmul(&self.value.heads(h, x)?.transpose(1, 2)?)?;
+        let o = o.reshape((h, c, k, d / h))?.permute((1, 2, 0, 3))?.reshape((c, k, d))?;
+        let o = o.broadcast_add(&self.value.bias(x)?)?;
         let o = self.norm0.forward(&o.broadcast_add(&seeds)?)?;
         self.norm1.forward(&(&o + self.feed_forward.forward(&o)?.relu()?)?)
     }
+}
+
+/// `scores` (`[.., C, L]`) without what stands behind the chunks' lengths.
+fn masked(scores: Tensor, lengths: &[usize]) -> Result<Tensor> {
+    let l = scores.dim(D::Minus1)?;
+    if lengths.iter().all(|n| *n == l) {
+        return Ok(scores);
+    }
+    let hidden =
+        |n: &usize| (0..l).map(|i| if i < *n { 0f32 } else { f32::NEG_INFINITY }).collect::<Vec<_>>();
+    let mask = Tensor::from_vec(
+        lengths.iter().flat_map(hidden).collect::<Vec<_>>(),
+        (1, lengths.len(), l),
+        scores.device(),
+    )?;
+    scores.broadcast_add(&mask.to_dtype(scores.dtype())?)
+}
+
+/// Over the last dimension.
+fn softmax(x: &Tensor) -> Result<Tensor> {
+    let top = x.max_keepdim(D::Minus1)?.detach();
+    let parts = x.broadcast_sub(&top)?.exp()?;
+    parts.broadcast_div(&parts.sum_keepdim(D::Minus1)?)
 }
