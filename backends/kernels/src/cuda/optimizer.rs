@@ -1,6 +1,8 @@
 //! The optimiser step and sums of squares.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaViewMut, DevicePtr, DeviceRepr, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaViewMut, DevicePtr, DeviceRepr, PushKernelArg,
+};
 use candle_core::{CudaDevice, DType, Device, Result, Tensor, backend::BackendStorage, bail};
 
 use super::{Module, alloc, blocks, for_gpu_dtype, function, gpu, grid, kernel, launch, over, view};
@@ -44,21 +46,38 @@ pub(crate) fn alike<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, dev: &Cud
     tensors.into_iter().all(fits)
 }
 
+/// Elements of the part of a tensor that one row of a table stands for, and the blocks that share it.
+const PART: usize = 1 << 16;
+const BLOCKS: usize = 4;
+
+/// Rows of addresses and a number of elements, one for each [`PART`] of each list of float32 tensors of one size.
+fn table<'a>(
+    dev: &CudaDevice,
+    lists: impl IntoIterator<Item = Vec<&'a Tensor>>,
+) -> Result<(CudaSlice<u64>, usize)> {
+    let (mut table, mut rows) = (Vec::new(), 0);
+    for list in lists {
+        let count = list.first().map_or(0, |t| t.elem_count());
+        let addresses = list.iter().map(|t| address(t, dev)).collect::<Result<Vec<_>>>()?;
+        for first in (0..count).step_by(PART) {
+            table.extend(addresses.iter().map(|a| a + 4 * first as u64));
+            table.push(PART.min(count - first) as u64);
+            rows += 1;
+        }
+    }
+    Ok((dev.clone_htod(&table)?, rows))
+}
+
 /// One AdamW step of tensors that are [`alike`] and whose shapes have been compared; p, m and v are written to.
 pub(crate) fn adamw_all(updates: &[Update<'_>], dev: &CudaDevice, factors: &Factors) -> Result<()> {
-    const BLOCKS: usize = 16;
-    let mut table = Vec::with_capacity(5 * updates.len());
-    for u in updates {
-        for t in [u.p, u.m, u.v, u.grad] {
-            table.push(address(t, dev)?);
-        }
-        table.push(u.p.elem_count() as u64);
+    let (table, rows) = table(dev, updates.iter().map(|u| vec![u.p, u.m, u.v, u.grad]))?;
+    if rows == 0 {
+        return Ok(());
     }
-    let table = dev.clone_htod(&table)?;
     let f = function(dev, OPTIMIZER, "", "", "adamw_all")?;
     let mut args = f.builder();
     args.arg(&table).arg(factors);
-    launch(&mut args, grid((BLOCKS, updates.len(), 1), (256, 1), 0))
+    launch(&mut args, grid((rows * BLOCKS, 1, 1), (256, 1), 0))
 }
 
 /// Sum of the squares of all elements of contiguous tensors on one device; waits for the device once.
@@ -69,19 +88,15 @@ pub(crate) fn sum_of_squares(tensors: &[Tensor], dev: &CudaDevice) -> Result<f64
         return Ok(0.);
     }
     if alike(tensors, dev) {
-        /// Partial sums per tensor where there are many.
-        const FEW: usize = 16;
-        let parts_each = if tensors.len() > FEW { FEW } else { PARTS };
-        let mut table = Vec::with_capacity(2 * tensors.len());
-        for t in tensors {
-            table.extend([address(t, dev)?, t.elem_count() as u64]);
+        let (table, rows) = table(dev, tensors.iter().map(|t| vec![t]))?;
+        if rows == 0 {
+            return Ok(0.);
         }
-        let table = dev.clone_htod(&table)?;
-        let mut parts = alloc::<f32>(dev, parts_each * tensors.len())?;
+        let mut parts = alloc::<f32>(dev, rows * BLOCKS)?;
         let f = function(dev, OPTIMIZER, "", "", "sum_of_squares_all")?;
         let mut args = f.builder();
         args.arg(&table).arg(&mut parts);
-        launch(&mut args, grid((parts_each, tensors.len(), 1), (256, 1), 0))?;
+        launch(&mut args, grid((rows * BLOCKS, 1, 1), (256, 1), 0))?;
         return Ok(dev.clone_dtoh(&parts)?.iter().map(|&x| f64::from(x)).sum());
     }
     let mut parts = alloc::<f32>(dev, PARTS * tensors.len())?;
