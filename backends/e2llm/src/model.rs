@@ -6,7 +6,7 @@
 use crate::adapter::Adapter;
 use crate::config::E2llmConfig;
 use candle_core::{Device, Result, Tensor, bail};
-use e2llm_kernels::{IGNORED, gather_rows};
+use e2llm_kernels::{IGNORED, gather_rows, gather_rows_onto};
 use e2llm_lm::{BertEncoder, Generation, Llama, LmError, Segment};
 
 /// One training or inference example, already tokenised.
@@ -162,14 +162,11 @@ impl E2llmModel {
         } else {
             Some(gather_rows(&self.decoder.embed(&ids)?.squeeze(0)?, &token_rows)?)
         };
-        let soft = if chunks.is_empty() {
-            None
-        } else {
-            Some(gather_rows(&self.soft_tokens(&chunks)?.flatten(0, 1)?, &soft_rows)?)
-        };
+        let soft = if chunks.is_empty() { None } else { Some(self.soft_tokens(&chunks)?.flatten(0, 1)?) };
         let embeddings = match (tokens, soft) {
-            (Some(tokens), Some(soft)) => (tokens + soft)?,
-            (Some(one), None) | (None, Some(one)) => one,
+            (Some(tokens), Some(soft)) => gather_rows_onto(&tokens, &soft, &soft_rows)?,
+            (Some(tokens), None) => tokens,
+            (None, Some(soft)) => gather_rows(&soft, &soft_rows)?,
             (None, None) => bail!("a batch without tokens"),
         };
         let embeddings = embeddings.reshape((batch.len(), longest, ()))?;

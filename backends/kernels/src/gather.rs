@@ -1,7 +1,9 @@
 //! Rows of a matrix in another order.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
+};
 
 use crate::loss::IGNORED;
 
@@ -15,6 +17,28 @@ use crate::loss::IGNORED;
 pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let (n, _) = x.dims2()?;
     RowMap::new(rows, n, x.device())?.gather(x)
+}
+
+/// [`gather_rows`] of `x` added to `onto` (`[M, D]`), which on a GPU is one pass where nothing is trained in `onto`.
+///
+/// # Errors
+/// A row that is not there or used twice.
+pub fn gather_rows_onto(onto: &Tensor, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let ((n, d), size) = (x.dims2()?, onto.dims2()?);
+    if size != (rows.len(), d) || onto.dtype() != x.dtype() {
+        bail!("gather_rows: {} rows of {:?} onto {:?}", rows.len(), x.shape(), onto.shape());
+    }
+    let map = RowMap::new(rows, n, x.device())?;
+    if onto.track_op() || !onto.device().is_cuda() || !is_fast(x.dtype()) {
+        return onto + map.gather(x)?;
+    }
+    let onto = Some(onto.contiguous()?);
+    x.contiguous()?.apply_op1(GatherRows { rows: map.rows, back: map.back, onto })
+}
+
+/// Whether the GPU has a kernel of our own.
+fn is_fast(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::BF16)
 }
 
 /// Which rows [`gather_rows`] takes, sent to the device once for many matrices.
@@ -51,7 +75,7 @@ impl RowMap {
         if n != own {
             bail!("gather_rows: a map of {own} rows for a matrix of {n}");
         }
-        x.contiguous()?.apply_op1(GatherRows { rows: self.rows.clone(), back: self.back.clone() })
+        x.contiguous()?.apply_op1(GatherRows { rows: self.rows.clone(), back: self.back.clone(), onto: None })
     }
 
     /// The map that puts the rows back where they were, and zeros where none was taken.
@@ -65,6 +89,8 @@ struct GatherRows {
     rows: Tensor,
     /// For each row of the input, which row of the output it became.
     back: Tensor,
+    /// What is added, on a GPU.
+    onto: Option<Tensor>,
 }
 
 impl GatherRows {
@@ -88,6 +114,11 @@ impl CustomOp1 for GatherRows {
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        #[cfg(feature = "cuda")]
+        if is_fast(x.dtype()) {
+            let y = crate::cuda::rows::gather((x, layout), &self.rows, self.onto.as_ref())?;
+            return Ok((y, self.shape(layout)?));
+        }
         let (rows, rows_layout) = self.rows.storage_and_layout();
         match &*rows {
             Storage::Cuda(rows) => Ok((x.index_select(rows, layout, rows_layout, 0)?, self.shape(layout)?)),
@@ -96,7 +127,8 @@ impl CustomOp1 for GatherRows {
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(g.contiguous()?.index_select(&self.back, 0)?))
+        let back = Self { rows: self.back.clone(), back: self.rows.clone(), onto: None };
+        Ok(Some(g.contiguous()?.apply_op1_no_bwd(&back)?))
     }
 }
 
@@ -114,6 +146,19 @@ mod tests {
         let gradient = (y * weights)?.sum_all()?.backward()?;
         let gradient = gradient.get(&x).map(Tensor::to_vec2::<f32>).transpose()?;
         assert_eq!(gradient, Some(vec![vec![5., 6.], vec![0., 0.], vec![1., 2.]]));
+        Ok(())
+    }
+
+    #[test]
+    fn rows_are_added_to_others() -> Result<()> {
+        let x = Var::from_tensor(&Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?)?;
+        let onto = Tensor::new(&[[10f32, 20.], [30., 40.], [50., 60.]], &Device::Cpu)?;
+        let y = gather_rows_onto(&onto, &x, &[1, IGNORED, 0])?;
+        assert_eq!(y.to_vec2::<f32>()?, [[13., 24.], [30., 40.], [51., 62.]]);
+        let gradient = (y * &onto)?.sum_all()?.backward()?;
+        let gradient = gradient.get(&x).map(Tensor::to_vec2::<f32>).transpose()?;
+        assert_eq!(gradient, Some(vec![vec![50., 60.], vec![10., 20.]]));
+        assert!(gather_rows_onto(&onto, &x, &[1]).is_err());
         Ok(())
     }
 

@@ -40,7 +40,7 @@ pub use cuda::layer::{
     head_loss, likeliest,
 };
 pub use embedding::embedding;
-pub use gather::{RowMap, gather_rows};
+pub use gather::{RowMap, gather_rows, gather_rows_onto};
 pub use linear::linear;
 pub use loss::{IGNORED, cross_entropy};
 pub use memory::{keep_freed_memory, peak_memory, reset_peak_memory};

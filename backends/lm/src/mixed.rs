@@ -2,7 +2,7 @@
 
 use crate::Llama;
 use candle_core::{Result, Tensor, bail};
-use e2llm_kernels::{IGNORED, gather_rows};
+use e2llm_kernels::{IGNORED, gather_rows, gather_rows_onto};
 use std::ops::Range;
 
 /// A part of a sequence.
@@ -64,14 +64,15 @@ impl Llama {
         let tokens =
             if ids.is_empty() { None } else { Some(gather_rows(&self.embed(&ids)?.squeeze(0)?, &tokens)?) };
         let has_soft = softs.iter().any(|s| *s != IGNORED);
-        let softs = match soft {
-            Some(soft) if has_soft => Some(gather_rows(&soft.to_dtype(self.dtype())?, &softs)?),
+        let soft = match soft {
+            Some(soft) if has_soft => Some(soft.to_dtype(self.dtype())?),
             None if has_soft => bail!("a sequence with soft tokens, and there are none"),
             _ => None,
         };
-        let all = match (tokens, softs) {
-            (Some(tokens), Some(softs)) => (tokens + softs)?,
-            (Some(one), None) | (None, Some(one)) => one,
+        let all = match (tokens, soft) {
+            (Some(tokens), Some(soft)) => gather_rows_onto(&tokens, &soft, &softs)?,
+            (Some(tokens), None) => tokens,
+            (None, Some(soft)) => gather_rows(&soft, &softs)?,
             (None, None) => bail!("a batch without tokens"),
         };
         Ok((all.reshape((sequences.len(), longest, ()))?, lengths))

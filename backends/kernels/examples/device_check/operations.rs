@@ -26,6 +26,13 @@ pub(crate) fn rows(c: &mut Checker) -> Result<()> {
         let square = (randn(&[d, d])? / (d as f64).sqrt())?;
         c.check(&format!("linear square {size}"), &[x, square, b], 1, |t| linear(&t[0], &t[1], Some(&t[2])))?;
     }
+    for d in [64, 65] {
+        let rows = [3, IGNORED, 0, 8, IGNORED];
+        c.check(&format!("gather_rows {d}"), &[randn(&[9, d])?], 1, |t| gather_rows(&t[0], &rows))?;
+        c.check(&format!("gather_rows onto {d}"), &[randn(&[9, d])?, randn(&[5, d])?], 1, |t| {
+            gather_rows_onto(&t[1], &t[0], &rows)
+        })?;
+    }
     // A view that starts off a 16-byte boundary.
     let x = randn(&[9, 65])?;
     c.check("gelu of a view", std::slice::from_ref(&x), 1, |t| {

@@ -342,3 +342,32 @@ template <class T> __device__ void add_bias(T* y, const T* bias, i64 rows, int d
 #define ARGS(T) (T * y, const T* bias, i64 rows, int d)
 FOR_TYPES(add_bias, ARGS, (y, bias, rows, d))
 #undef ARGS
+
+// ---- rows by index, zeros where that is the largest number, added to others unless those are null ----
+
+template <class T, int V>
+__device__ void gather_packs(const T* x, const u32* rows, const T* onto, T* y, i64 n, int d) {
+  int chunks = d / V;
+  for (i64 i = thread_index(); i < n * chunks; i += thread_count()) {
+    u32 row = rows[i / chunks];
+    int c = (int)(i % chunks) * V;
+    float v[V] = {}, more[V] = {};
+    if (row != 0xffffffffu) load<V>(x + (i64)row * d + c, v);
+    if (onto) load<V>(onto + i * V, more);
+#pragma unroll
+    for (int j = 0; j < V; j++) v[j] += more[j];
+    store<V>(y + i * V, v);
+  }
+}
+
+template <class T> __device__ void gather_rows(const T* x, const u32* rows, const T* onto, T* y, i64 n, int d) {
+  const int N = Pack<T>::N;
+  if (d % N == 0 && aligned(x) && aligned(y) && aligned(onto))
+    gather_packs<T, N>(x, rows, onto, y, n, d);
+  else
+    gather_packs<T, 1>(x, rows, onto, y, n, d);
+}
+
+#define ARGS(T) (const T* x, const u32* rows, const T* onto, T* y, i64 n, int d)
+FOR_TYPES(gather_rows, ARGS, (x, rows, onto, y, n, d))
+#undef ARGS

@@ -221,3 +221,26 @@ pub(crate) fn add_bias(y: &mut CudaStorage, bias: &Tensor) -> Result<()> {
         launch(&mut args, grid((d.div_ceil(512), count.min(4096), 1), (128, 1), 0))
     })
 }
+
+/// Rows of `x` (`[N, D]`) by index, zeros where that is the largest number, added to `onto`.
+pub(crate) fn gather(x: Input, rows: &Tensor, onto: Option<&Tensor>) -> Result<CudaStorage> {
+    let (dev, (_, d), m) = (x.0.device(), x.1.shape().dims2()?, rows.elem_count());
+    let (rs, rl) = rows.storage_and_layout();
+    let rows = view::<u32>(gpu(&rs)?, rl)?;
+    let onto = onto.map(Tensor::storage_and_layout);
+    for_gpu_dtype!("gather_rows", x.0.dtype(), T => {
+        let x = view::<T>(x.0, x.1)?;
+        let (mut y, count, width) = (alloc::<T>(dev, m * d)?, m as i64, int(d)?);
+        let onto = onto.as_ref().map(|(s, l)| view::<T>(gpu(s)?, l)).transpose()?;
+        let f = kernel::<T>(dev, ROWS, "gather_rows")?;
+        let mut args = f.builder();
+        args.arg(&x).arg(&rows);
+        match &onto {
+            Some(onto) => args.arg(onto),
+            None => args.arg(&NULL),
+        };
+        args.arg(&mut y).arg(&count).arg(&width);
+        launch(&mut args, over(m * d / 8))?;
+        Ok(storage(y, dev))
+    })
+}
