@@ -149,6 +149,22 @@ pub(crate) fn widened_mut<T: Element>(data: &mut [T]) -> Option<&mut [T::Acc]> {
     })
 }
 
+/// The same slice if its elements are bf16.
+pub(crate) fn halves<T: Element>(data: &[T]) -> Option<&[bf16]> {
+    (T::DTYPE == bf16::DTYPE).then(|| {
+        // SAFETY: as in `widened`.
+        unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
+    })
+}
+
+/// As [`halves`], for writing.
+pub(crate) fn halves_mut<T: Element>(data: &mut [T]) -> Option<&mut [bf16]> {
+    (T::DTYPE == bf16::DTYPE).then(|| {
+        // SAFETY: as in `widened`.
+        unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) }
+    })
+}
+
 /// Runs `$body` with `$t` bound to the element type of `$dtype`; other types are an error that names `$op`.
 macro_rules! for_dtype {
     ($op:expr, $dtype:expr, $t:ident => $body:expr) => {

@@ -30,7 +30,7 @@ impl<'a, A> Mat<'a, A> {
         Self { data: self.data, rows: self.cols, cols: self.rows, row: self.col, col: self.row }
     }
 
-    fn fits(&self) -> bool {
+    pub(crate) fn fits(&self) -> bool {
         self.rows == 0
             || self.cols == 0
             || (self.rows - 1) * self.row + (self.cols - 1) * self.col < self.data.len()

@@ -10,22 +10,27 @@
 
 mod activation;
 mod attention;
+mod bf16;
 mod cache;
 mod checkpoint;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod dense_linear;
 mod element;
 mod embedding;
 mod gather;
 mod gemm;
 mod host;
+mod host_product;
 mod linear;
+mod lora;
 mod loss;
 mod memory;
 mod node;
 mod norm;
 mod optimizer;
 pub mod profile;
+mod residual;
 mod rope;
 mod simd;
 mod trained;
@@ -39,13 +44,16 @@ pub use cuda::layer::{
     Adapted, CachedLayer, CachedPass, DecoderLayer, EncoderLayer, GreedySteps, Plain, Positions, StepModel,
     head_loss, likeliest,
 };
+pub use dense_linear::dense_linear;
 pub use embedding::embedding;
 pub use gather::{RowMap, gather_rows, gather_rows_onto};
 pub use linear::linear;
+pub use lora::lora_linear;
 pub use loss::{IGNORED, cross_entropy};
 pub use memory::{keep_freed_memory, peak_memory, reset_peak_memory};
 pub use node::backward;
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamW, Update, adamw_step, adamw_steps, global_norm};
+pub use residual::residual;
 pub use rope::rope;
 pub use trained::trained_linear;

@@ -3,10 +3,9 @@
 use crate::config::{BertConfig, LinearSpec, TensorSpec};
 use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
-use crate::residual::add;
 use crate::{LoraConfig, LoraSource, Precision, Result, Weights};
 use candle_core::{DType, Device, Tensor};
-use e2llm_kernels::Mask;
+use e2llm_kernels::{Mask, residual};
 use std::collections::BTreeMap;
 
 /// Names and sizes of layer `i`'s linears: query, key, value, attention output, feed-forward in and out.
@@ -175,9 +174,9 @@ impl Layer {
         let mask = if lengths.iter().all(|n| *n == l) { Mask::None } else { Mask::Keys(lengths) };
         let o = e2llm_kernels::attention(&q, &k, &v, mask, 1.0 / (d as f64).sqrt())?;
         let o = o.transpose(1, 2)?.reshape((c, l, h))?;
-        let x = self.attention_norm.forward(&add(&self.attention_out.forward(&o)?, x)?)?;
+        let x = self.attention_norm.forward(&residual(&self.attention_out.forward(&o)?, x)?)?;
         let y = e2llm_kernels::gelu(&self.inner.forward(&x)?)?;
-        self.norm.forward(&add(&self.outer.forward(&y)?, &x)?)
+        self.norm.forward(&residual(&self.outer.forward(&y)?, &x)?)
     }
 }
 
@@ -281,7 +280,7 @@ impl BertEncoder {
         let words = words.reshape((ids.len(), longest, self.config.hidden_size))?;
         let positions = self.positions.narrow(0, self.config.position_offset(), longest)?;
         let places = positions.broadcast_add(&self.segment)?;
-        let mut x = self.norm.forward(&words.broadcast_add(&places)?)?;
+        let mut x = self.norm.forward(&residual(&words, &places.broadcast_as(words.shape())?)?)?;
         #[cfg(feature = "cuda")]
         if let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>() {
             let batch = crate::whole_layers::Batch::new(&x, Some(&lengths))?;

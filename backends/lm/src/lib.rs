@@ -33,7 +33,6 @@ mod prefill;
 mod quantised;
 mod reader;
 mod requests;
-mod residual;
 mod rope;
 mod score;
 mod sentence;

@@ -37,7 +37,8 @@ impl Weight {
     /// `x W^T + bias`: `[.., in]` to `[.., out]`.
     pub(crate) fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match self {
-            Self::Dense(w) if w.track_op() => with_bias(trained_product(x, w)?, bias),
+            // A master weight may be wider than the activations.
+            Self::Dense(w) if w.track_op() => e2llm_kernels::dense_linear(x, &w.to_dtype(x.dtype())?, bias),
             Self::Dense(w) => e2llm_kernels::linear(x, w, bias),
             Self::Blocks(q) => with_bias(q.forward(x)?, bias),
             Self::Quantised(q) => with_bias(x.contiguous()?.apply_op1_no_bwd(q.as_ref())?, bias),
@@ -86,17 +87,6 @@ impl Weight {
     }
 }
 
-/// `x W^T` with gradients to both. A master weight may be wider than the activations.
-fn trained_product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let (out, inner) = w.dims2()?;
-    let mut shape = x.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = out;
-    }
-    let rows = x.reshape((x.elem_count() / inner.max(1), inner))?;
-    rows.matmul(&w.to_dtype(x.dtype())?.t()?)?.reshape(shape)
-}
-
 fn with_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
         Some(bias) => y.broadcast_add(bias),
@@ -130,12 +120,18 @@ impl Linear {
     /// Shapes or element types that do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let _timer = e2llm_kernels::profile::timer(e2llm_kernels::profile::Kind::Product);
-        let y = self.weight.forward(x, self.bias.as_ref())?;
         let Some(lora) = &self.lora else {
-            return Ok(y);
+            return self.weight.forward(x, self.bias.as_ref());
         };
         // Variables may be kept wider than the activations (float32 master weights): cast inside the graph.
         let (a, b) = (lora.a.to_dtype(x.dtype())?, lora.b.to_dtype(x.dtype())?);
+        if let Weight::Dense(w) = &self.weight
+            && !w.track_op()
+            && w.device().is_cpu()
+        {
+            return e2llm_kernels::lora_linear(x, w, self.bias.as_ref(), (&a, &b), lora.scaling);
+        }
+        let y = self.weight.forward(x, self.bias.as_ref())?;
         let rows = x.elem_count() / x.dim(D::Minus1)?;
         let x = x.reshape((rows, x.dim(D::Minus1)?))?;
         let low = (x.matmul(&a.t()?)? * lora.scaling)?;

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Rows, Size, Visible};
+use super::{Rows, Size, Visible, narrow};
 use crate::element::{Element, Real, widened, zeros};
 use crate::gemm::{Mat, product};
 use crate::host;
@@ -11,26 +11,33 @@ use crate::simd::{dot, max, sum, vectorised};
 /// Query rows (over all heads of a group) per block; with [`KEYS`] the scores fit the second-level cache.
 const ROWS: usize = 192;
 /// Keys per block.
-const KEYS: usize = 256;
+pub(super) const KEYS: usize = 256;
 /// Up to this many rows, as when decoding, keys are multiplied in place instead of through a packed product.
 const FEW_ROWS: usize = 8;
 /// Keys per task when there are too few query rows to occupy all threads.
 const SPLIT: usize = 512;
 
 /// The state of the running softmax of a block of rows: unnormalised output, row maxima, and row sums.
-struct Partial<A> {
-    acc: Vec<A>,
-    top: Vec<A>,
-    total: Vec<A>,
+pub(super) struct Partial<A> {
+    pub(super) acc: Vec<A>,
+    pub(super) top: Vec<A>,
+    pub(super) total: Vec<A>,
+}
+
+impl<A: Real> Partial<A> {
+    /// Of rows that have seen no key.
+    pub(super) fn new(rows: usize, d: usize) -> Self {
+        Self { acc: vec![A::ZERO; rows * d], top: vec![A::NEG_INFINITY; rows], total: vec![A::ZERO; rows] }
+    }
 }
 
 /// One unit of parallel work.
 #[derive(Clone, Copy)]
-struct Task {
-    b: usize,
-    head: usize,
-    rows: (usize, usize),
-    keys: (usize, usize),
+pub(super) struct Task {
+    pub(super) b: usize,
+    pub(super) head: usize,
+    pub(super) rows: (usize, usize),
+    pub(super) keys: (usize, usize),
 }
 
 /// Query positions per block.
@@ -38,15 +45,14 @@ pub(super) fn block_len(size: Size) -> usize {
     (ROWS / size.group()).clamp(1, size.tq.max(1))
 }
 
-/// Output `[B, Tq, H, d]` and log-sum-exp `[B, H, Tq]` (plus infinity for a row without keys).
+/// Output `[B, Tq, H, d]` and, if it is to be kept, log-sum-exp `[B, H, Tq]` (plus infinity for a row without keys).
 pub(super) fn run<T: Element>(
     size: Size,
     visible: &Visible,
     scale: T::Acc,
-    q: Rows<T>,
-    k: Rows<T>,
-    v: Rows<T>,
-) -> (Vec<T>, Vec<T::Acc>) {
+    [q, k, v]: [Rows<T>; 3],
+    keep: bool,
+) -> (Vec<T>, Option<Vec<T::Acc>>) {
     let Size { b, h, hkv, tq, d, .. } = size;
     let (group, len) = (size.group(), block_len(size));
     let blocks = tq.div_ceil(len);
@@ -71,13 +77,14 @@ pub(super) fn run<T: Element>(
         .map(|&task| {
             if (task.rows.1 - task.rows.0) * group <= FEW_ROWS {
                 few_rows(task, group, visible, scale, q, k, v)
+            } else if let Some(part) = narrow::many_rows(task, group, visible, scale, q, k, v) {
+                part
             } else {
                 many_rows(task, group, visible, scale, q, k, v)
             }
         })
         .collect();
 
-    let mut lse = vec![T::Acc::ZERO; b * h * tq];
     let place = |b: usize, i: usize, head: usize| {
         // First partial of a row and the row's index in it.
         let (block, kv) = (i / len, head / group);
@@ -89,25 +96,26 @@ pub(super) fn run<T: Element>(
         let (first, row) = place(b, i, head);
         let parts = &partials[first..first + splits];
         let top = parts.iter().fold(T::Acc::NEG_INFINITY, |m, p| m.larger(p.top[row]));
-        let weight = |p: &Partial<T::Acc>| {
-            if p.top[row] == T::Acc::NEG_INFINITY { T::Acc::ZERO } else { (p.top[row] - top).exp() }
-        };
         let mut total = T::Acc::ZERO;
         for p in parts {
-            total += p.total[row] * weight(p);
+            total += p.total[row] * weight(p.top[row], top);
         }
         (parts, row, top, total)
     };
-    for (r, lse) in lse.iter_mut().enumerate() {
-        let (_, _, top, total) = merge(r / tq / h, r % tq, r / tq % h);
-        *lse = if total == T::Acc::ZERO { T::Acc::INFINITY } else { top + total.ln() };
-    }
+    let lse = keep.then(|| {
+        let all = (0..b * h * tq).map(|r| {
+            let (_, _, top, total) = merge(r / tq / h, r % tq, r / tq % h);
+            if total == T::Acc::ZERO { T::Acc::INFINITY } else { top + total.ln() }
+        });
+        all.collect()
+    });
     let mut out = zeros::<T>(b * tq * h * d);
     host::for_rows(
         &mut out,
         d,
         #[inline(always)]
         |first, rows| {
+            let mut sums = vec![T::Acc::ZERO; d];
             for (r, out) in rows.chunks_exact_mut(d).enumerate() {
                 let (head, i, b) = ((first + r) % h, (first + r) / h % tq, (first + r) / h / tq);
                 let (parts, row, top, total) = merge(b, i, head);
@@ -115,19 +123,32 @@ pub(super) fn run<T: Element>(
                     continue;
                 }
                 let inverse = T::Acc::ONE / total;
-                let weights = parts.iter().map(|p| (p, (p.top[row] - top).exp() * inverse));
-                let weights: Vec<_> = weights.filter(|(p, _)| p.top[row] != T::Acc::NEG_INFINITY).collect();
-                for (c, out) in out.iter_mut().enumerate() {
-                    let mut value = T::Acc::ZERO;
-                    for (p, weight) in &weights {
-                        value += p.acc[row * d + c] * *weight;
+                if let [part] = parts {
+                    for (out, acc) in out.iter_mut().zip(&part.acc[row * d..][..d]) {
+                        *out = T::narrow(*acc * inverse);
                     }
-                    *out = T::narrow(value);
+                    continue;
+                }
+                sums.fill(T::Acc::ZERO);
+                for p in parts {
+                    let weight = weight(p.top[row], top) * inverse;
+                    for (sum, acc) in sums.iter_mut().zip(&p.acc[row * d..][..d]) {
+                        *sum += *acc * weight;
+                    }
+                }
+                for (out, sum) in out.iter_mut().zip(&sums) {
+                    *out = T::narrow(*sum);
                 }
             }
         },
     );
     (out, lse)
+}
+
+/// What a part with the highest score `top` counts among parts whose highest one is `highest`.
+#[inline(always)]
+fn weight<A: Real>(top: A, highest: A) -> A {
+    if top == A::NEG_INFINITY { A::ZERO } else { (top - highest).exp() }
 }
 
 /// Copies a block of rows of all heads of a group, widened and multiplied by `scale`, to `[group * rows, d]`.
@@ -162,11 +183,7 @@ fn few_rows<T: Element>(
     let (rows, d) = ((r1 - r0) * group, q.d);
     let end = k1.min(visible.keys(b, r1 - 1));
     let count = end.saturating_sub(k0);
-    let mut part = Partial {
-        acc: vec![T::Acc::ZERO; rows * d],
-        top: vec![T::Acc::NEG_INFINITY; rows],
-        total: vec![T::Acc::ZERO; rows],
-    };
+    let mut part: Partial<T::Acc> = Partial::new(rows, d);
     if count == 0 {
         return part;
     }
@@ -245,11 +262,7 @@ fn many_rows<T: Element>(
     let Task { b, head, rows: (r0, r1), keys: (k0, k1) } = task;
     let (rows, d) = ((r1 - r0) * group, q.d);
     let end = k1.min(visible.keys(b, r1 - 1));
-    let mut part = Partial {
-        acc: vec![T::Acc::ZERO; rows * d],
-        top: vec![T::Acc::NEG_INFINITY; rows],
-        total: vec![T::Acc::ZERO; rows],
-    };
+    let mut part: Partial<T::Acc> = Partial::new(rows, d);
     let mut qs = vec![T::Acc::ZERO; rows * d];
     vectorised(
         #[inline(always)]

@@ -4,15 +4,18 @@ mod backward;
 #[cfg(feature = "flash-attn")]
 mod flash;
 mod forward;
+mod narrow;
 mod wide;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
+use half::bf16;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::RowLengths;
-use crate::element::{Element, Real, for_dtype, storage};
+use crate::element::{Element, Real, for_dtype, halves, storage};
+use crate::gemm::Mat;
 use crate::host;
 use crate::rope::dense;
 
@@ -191,6 +194,20 @@ impl<'a, T> Rows<'a, T> {
         Ok(Self { data: &data[layout.start_offset()..], stride: [s[0], s[1], s[2]], d })
     }
 
+    /// The same rows if their elements are bf16.
+    fn halves(&self) -> Option<Rows<'a, bf16>>
+    where
+        T: Element,
+    {
+        halves(self.data).map(|data| Rows { data, stride: self.stride, d: self.d })
+    }
+
+    /// `n` rows of a head from `start` on, in place.
+    fn matrix(&self, b: usize, head: usize, start: usize, n: usize) -> Mat<'a, T> {
+        let first = b * self.stride[0] + head * self.stride[1] + start * self.stride[2];
+        Mat::strided(&self.data[first..], n, self.d, self.stride[2])
+    }
+
     #[inline(always)]
     fn row(&self, b: usize, h: usize, t: usize) -> &'a [T] {
         &self.data[b * self.stride[0] + h * self.stride[1] + t * self.stride[2]..][..self.d]
@@ -244,8 +261,9 @@ impl CustomOp3 for Attention {
             let q = Rows::new(q.as_slice::<T>()?, ql)?;
             let k = Rows::new(k.as_slice::<T>()?, kl)?;
             let v = Rows::new(v.as_slice::<T>()?, vl)?;
-            let (o, lse) = forward::run(self.size, &self.visible, <T as Element>::Acc::real(self.scale), q, k, v);
-            if self.tracked {
+            let scale = <T as Element>::Acc::real(self.scale);
+            let (o, lse) = forward::run(self.size, &self.visible, scale, [q, k, v], self.tracked);
+            if let Some(lse) = lse {
                 self.lse.put(Tensor::from_vec(lse, (b, h, tq), &candle_core::Device::Cpu)?);
             }
             Ok((storage(o), Shape::from((b, tq, h, d))))

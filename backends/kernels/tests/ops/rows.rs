@@ -1,7 +1,9 @@
 //! Linear layers, norms, rotary embedding, activations, and the loss.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use e2llm_kernels::{IGNORED, cross_entropy, gelu, layer_norm, linear, rms_norm, rope, silu_mul};
+use e2llm_kernels::{
+    IGNORED, cross_entropy, dense_linear, gelu, layer_norm, linear, lora_linear, rms_norm, rope, silu_mul,
+};
 
 use crate::{check_forward, check_gradients, check_gradients_in, difference, randn, values};
 
@@ -64,6 +66,49 @@ fn linear_names_what_does_not_fit() {
     assert!(e.contains("bias"), "{e}");
     let e = linear(&randn(&[2, 5]).to_dtype(DType::F32).unwrap(), &randn(&[4, 5]), None).unwrap_err();
     assert!(e.to_string().contains("F32"), "{e}");
+}
+
+#[test]
+fn a_dense_layer_is_the_product_with_gradients_to_all() {
+    for leading in LEADING {
+        let inputs = [randn(&with(leading, 33)), randn(&[65, 33]), randn(&[65])];
+        let f = |t: &[Tensor]| dense_linear(&t[0], &t[1], Some(&t[2]))? * 0.2;
+        check_forward("dense_linear", &inputs, f, |t| {
+            t[0].broadcast_matmul(&t[1].t()?)?.broadcast_add(&t[2])? * 0.2
+        });
+        check_gradients("dense_linear", &inputs, f);
+        check_gradients_in("dense_linear", DType::F32, 1e-5, &inputs, f);
+        check_gradients_in("dense_linear", DType::BF16, 3e-2, &inputs, f);
+    }
+    let e = dense_linear(&randn(&[2, 3]), &randn(&[4, 5]), None).unwrap_err().to_string();
+    assert!(e.contains("[2, 3]") && e.contains("[4, 5]"), "{e}");
+}
+
+#[test]
+fn an_update_of_low_rank_is_added_with_gradients_to_its_factors() {
+    const SCALING: f64 = 0.5;
+    for leading in LEADING {
+        for biased in [false, true] {
+            let (weight, bias) = (randn(&[65, 33]), randn(&[65]));
+            let inputs = [randn(&with(leading, 33)), randn(&[5, 33]), randn(&[65, 5])];
+            let like = |t: &Tensor, x: &Tensor| t.to_dtype(x.dtype()).unwrap();
+            let f = |t: &[Tensor]| {
+                let bias = biased.then(|| like(&bias, &t[0]));
+                lora_linear(&t[0], &like(&weight, &t[0]), bias.as_ref(), (&t[1], &t[2]), SCALING)? * 0.1
+            };
+            check_forward("lora_linear", &inputs, f, |t| {
+                let update = (t[2].matmul(&t[1])? * SCALING)?;
+                let y = t[0].broadcast_matmul(&(&weight + update)?.t()?)?;
+                (if biased { y.broadcast_add(&bias)? } else { y }) * 0.1
+            });
+            check_gradients("lora_linear", &inputs, f);
+            check_gradients_in("lora_linear", DType::F32, 1e-5, &inputs, f);
+            check_gradients_in("lora_linear", DType::BF16, 3e-2, &inputs, f);
+        }
+    }
+    let x = randn(&[2, 33]);
+    let e = lora_linear(&x, &randn(&[65, 33]), None, (&randn(&[5, 33]), &randn(&[65, 4])), 1.0);
+    assert!(e.unwrap_err().to_string().contains("[65, 4]"));
 }
 
 /// Large, so that rows of one element near zero are still smooth enough for differences.

@@ -6,12 +6,11 @@ use crate::config::LlamaConfig;
 use crate::cross_attention::CrossAttention;
 use crate::linear::Linear;
 use crate::loader::Loader;
-use crate::residual::add;
 use crate::rope::Rope;
 use crate::shifted::ShiftedGroups;
 use crate::{Heads, Memory, Result, Source};
 use candle_core::Tensor;
-use e2llm_kernels::Mask;
+use e2llm_kernels::{Mask, residual};
 
 /// [`e2llm_kernels::rms_norm`] with a weight that may be wider than the activations (a float32 master).
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
@@ -194,18 +193,18 @@ impl Layer {
             }
         };
         let o = o.transpose(1, 2)?.reshape((b, t, ()))?;
-        let mut x = add(x, &self.o.forward(&o)?)?;
+        let mut x = residual(x, &self.o.forward(&o)?)?;
         if let Some(cross) = &self.cross {
             if let Some(source) = source {
                 let keys = cross.keys(&source.states)?;
-                x = add(&x, &cross.forward(&x, &keys, Some(&source.lengths))?)?;
+                x = residual(&x, &cross.forward(&x, &keys, Some(&source.lengths))?)?;
             } else if let Some(keys) = ready {
-                x = add(&x, &cross.forward(&x, &keys, None)?)?;
+                x = residual(&x, &cross.forward(&x, &keys, None)?)?;
             }
         }
         let y = rms_norm(&x, &self.post_norm, self.eps)?;
         let y = e2llm_kernels::silu_mul(&self.gate.forward(&y)?, &self.up.forward(&y)?)?;
-        add(&x, &self.down.forward(&y)?)
+        residual(&x, &self.down.forward(&y)?)
     }
 }
 
