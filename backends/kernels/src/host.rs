@@ -1,6 +1,6 @@
 //! Access to the data of CPU tensors, and loops over their rows in parallel.
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
 use crate::simd::vectorised;
@@ -34,6 +34,14 @@ pub(crate) fn cpu(storage: &Storage) -> Result<&CpuStorage> {
 /// Copies out the elements of a small CPU tensor.
 pub(crate) fn to_vec<T: WithDType>(t: &Tensor) -> Result<Vec<T>> {
     t.flatten_all()?.to_vec1::<T>()
+}
+
+/// Runs `f` on one of the threads that operations on the CPU are spread over; on the calling thread for other devices.
+///
+/// From any other thread every operation would hand its work over and sleep until it is done: two switches of threads
+/// for each of the hundreds of small operations of a token.
+pub fn on_workers<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
+    if device.is_cpu() { rayon::scope(|_| f()) } else { f() }
 }
 
 /// Calls `f(first_row, rows)` on groups of whole rows of `width` elements, in parallel if there is enough work.

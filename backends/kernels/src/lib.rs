@@ -47,6 +47,7 @@ pub use cuda::layer::{
 pub use dense_linear::dense_linear;
 pub use embedding::embedding;
 pub use gather::{RowMap, gather_rows, gather_rows_onto};
+pub use host::on_workers;
 pub use linear::linear;
 pub use lora::lora_linear;
 pub use loss::{IGNORED, cross_entropy};

@@ -36,7 +36,7 @@ impl Heads {
 ///
 /// A method that drops, moves or merges what was read is one of these; the forward pass is the same for all. For every
 /// block of positions each layer calls [`Memory::attend`] once, in order, then [`Memory::advance`] is called once.
-pub trait Memory {
+pub trait Memory: Send {
     /// Positions read so far, those that were forgotten included.
     fn offset(&self) -> usize;
 

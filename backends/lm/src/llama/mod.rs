@@ -167,6 +167,15 @@ impl Llama {
         lengths: Option<&[usize]>,
         memory: Option<&mut dyn Memory>,
     ) -> candle_core::Result<Tensor> {
+        e2llm_kernels::on_workers(&self.device, || self.hidden(x, lengths, memory))
+    }
+
+    fn hidden(
+        &self,
+        x: &Tensor,
+        lengths: Option<&[usize]>,
+        memory: Option<&mut dyn Memory>,
+    ) -> candle_core::Result<Tensor> {
         let Some(memory) = memory else { return self.forward_block(x, lengths, None) };
         if lengths.is_some() {
             candle_core::bail!("a padded batch cannot be read through a memory");

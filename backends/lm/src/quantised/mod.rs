@@ -70,7 +70,7 @@ impl QuantisedMatrix {
         let x: Vec<Activations> =
             x.par_chunks_exact(k).with_min_len((GRAIN / 8).div_ceil(k)).map(Activations::new).collect();
         let mut y = vec![0f32; m * n];
-        let tiles_per_task = GRAIN.div_ceil(LANES * k * m.max(1));
+        let tiles_per_task = self.tiles.len().div_ceil(tasks(LANES * self.tiles.len() * k * m)).max(1);
         if m == 1 {
             y.par_chunks_mut(tiles_per_task * LANES).enumerate().for_each(|(task, y)| {
                 for (i, y) in y.chunks_mut(LANES).enumerate() {
@@ -95,6 +95,12 @@ impl QuantisedMatrix {
         });
         y
     }
+}
+
+/// Tasks of equal size that some products are dealt to: as many for each thread, or one.
+fn tasks(products: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    if products < 2 * GRAIN { 1 } else { (products / GRAIN).next_multiple_of(threads).min(8 * threads) }
 }
 
 impl CustomOp1 for QuantisedMatrix {
