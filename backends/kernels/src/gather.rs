@@ -90,6 +90,7 @@ struct GatherRows {
     /// For each row of the input, which row of the output it became.
     back: Tensor,
     /// What is added, on a GPU.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     onto: Option<Tensor>,
 }
 

@@ -36,7 +36,6 @@ pub(crate) enum Delivery {
     /// Through candle's graph, which adds each of them to zeros.
     Graph,
     /// By [`backward`] itself, without any work.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     Direct,
 }
 
@@ -60,6 +59,10 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
     }
     let _outer = Outer(DELIVERED.replace(Some(HashMap::new())));
     let mut store = loss.backward()?;
+    #[expect(
+        clippy::iter_over_hash_type,
+        reason = "each gradient is put to its own variable, in whatever order"
+    )]
     for (id, gradient) in DELIVERED.take().unwrap_or_default() {
         let sum = match store.get_id(id) {
             Some(other) => (other + gradient)?,
@@ -308,5 +311,57 @@ impl CustomOp3 for Link {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let second = self.second.and_then(|i| self.run.take(i));
         Ok((self.run.take(self.first), second, chain.track_op().then(|| chain.zeros_like()).transpose()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    /// `x w`, element by element.
+    struct Times;
+
+    impl Node for Times {
+        type Kept = ();
+
+        fn forward(&self, inputs: &[Tensor], _: bool) -> Result<(Tensor, Option<()>)> {
+            Ok(((&inputs[0] * &inputs[1])?, Some(())))
+        }
+
+        fn backward(&self, inputs: &[Tensor], (): (), g: &Tensor) -> Result<Vec<Option<Tensor>>> {
+            Ok(vec![Some((g * &inputs[1])?), Some((g * &inputs[0])?)])
+        }
+    }
+
+    fn loss(x: &Tensor, w: &Tensor, delivery: Delivery) -> Result<Tensor> {
+        let y = apply(&[x, w], Times, true, delivery)?;
+        // The variable a second time, and outside of nodes.
+        (apply(&[&y, w], Times, true, delivery)? + w)?.sum_all()
+    }
+
+    #[test]
+    fn delivered_gradients_are_those_of_the_graph() -> Result<()> {
+        let w = Var::new(&[2f64, -3.], &Device::Cpu)?;
+        for x in [Tensor::new(&[5f64, 7.], &Device::Cpu)?, Var::new(&[5f64, 7.], &Device::Cpu)?.into_inner()]
+        {
+            let graph = loss(&x, &w, Delivery::Graph)?.backward()?;
+            let direct = backward(&loss(&x, &w, Delivery::Direct)?)?;
+            let values = |store: &GradStore, t: &Tensor| store.get(t).map(Tensor::to_vec1::<f64>).transpose();
+            assert_eq!(values(&direct, &w)?, Some(vec![2. * 2. * 5. + 1., 2. * -3. * 7. + 1.]));
+            assert_eq!(values(&direct, &w)?, values(&graph, &w)?);
+            assert_eq!(values(&direct, &x)?, values(&graph, &x)?);
+            assert_eq!(values(&direct, &x)?.is_some(), x.is_variable());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn candles_own_pass_is_refused_where_gradients_are_delivered() -> Result<()> {
+        let w = Var::new(&[2f64, -3.], &Device::Cpu)?;
+        let loss = loss(&w.as_tensor().copy()?, &w, Delivery::Direct)?;
+        let error = loss.backward().err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("e2llm_kernels::backward"), "{error}");
+        Ok(())
     }
 }

@@ -18,18 +18,8 @@ pub fn trained_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tens
     if x.dims().last() != Some(&inner) || bias.dims() != [out] {
         bail!("trained_linear: x {:?}, weight {:?}, bias {:?}", x.shape(), weight.shape(), bias.shape());
     }
-    let delivery = if x.device().is_cuda() { direct() } else { Delivery::Graph };
+    let delivery = if x.device().is_cuda() { Delivery::Direct } else { Delivery::Graph };
     node::apply(&[&x.contiguous()?, weight, bias], TrainedLinear, true, delivery)
-}
-
-#[cfg(feature = "cuda")]
-fn direct() -> Delivery {
-    Delivery::Direct
-}
-
-#[cfg(not(feature = "cuda"))]
-fn direct() -> Delivery {
-    Delivery::Graph
 }
 
 struct TrainedLinear;
