@@ -1,0 +1,195 @@
+//! One layer's launches.
+
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
+use candle_core::{DType, Result, Tensor};
+use half::bf16;
+
+use super::super::Mat;
+use super::super::ops::{self, Activation};
+use super::kernels::{CACHED, Few, Tile, Tiles, norm_rows, warps};
+use super::{CachedLayer, CachedPass, NULL, Plain};
+use crate::cuda::{Early, function, int, launch, over};
+
+/// `Place` of the kernel source.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) lengths: u64,
+    pub(super) sequence: i64,
+    pub(super) head: i64,
+    pub(super) offset: i32,
+    pub(super) t: i32,
+}
+
+// SAFETY: `repr(C)`, only numbers, in the order of the struct in the kernel source.
+unsafe impl DeviceRepr for Place {}
+
+/// `Projections` of the kernel source: addresses of q, k, v and their biases.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Projections([u64; 6]);
+
+// SAFETY: as above.
+unsafe impl DeviceRepr for Projections {}
+
+impl CachedPass {
+    fn attend(&self, memory: (u64, u64), place: Place) -> Result<()> {
+        let (q, o) = (Mat { cols: self.heads.0 * self.d, ..self.qkv.mat }, self.attended.mat);
+        let causal = (self.standing.lengths == NULL).then_some(place.offset);
+        self.attention.run(&self.ctx, q, memory, (place.sequence, place.head), o, causal, place.lengths)
+    }
+
+    pub(super) fn address(&self, t: &Tensor) -> Result<u64> {
+        self.ctx.input::<bf16>(t)
+    }
+
+    fn bias(&self, l: &Plain<'_>) -> Result<u64> {
+        l.bias.map_or(Ok(NULL), |b| self.address(b))
+    }
+
+    pub(super) fn few(
+        &self,
+        own: &Few,
+        layer: &CachedLayer<'_>,
+        memory: (u64, u64),
+        place: Place,
+    ) -> Result<()> {
+        let [q, k, v, o, gate, up, down] = &layer.linears;
+        let (h, hkv) = self.heads;
+        let (x, d, eps) = (self.x.mat, self.d, layer.eps as f32);
+        let (cos, sin) = self.angles()?;
+        let projections = self.projections([q, k, v])?;
+        let (width, stride, hi, hkvi, di) =
+            (int(x.cols)?, int(self.qkv.mat.stride)?, int(h)?, int(hkv)?, int(d)?);
+        let norm = self.address(layer.input_norm)?;
+        let mut args = Early::new(&own.attend_in);
+        args.arg(&x.address)
+            .arg(&norm)
+            .arg(&projections)
+            .arg(&self.qkv.mat.address)
+            .arg(&memory.0)
+            .arg(&memory.1);
+        args.arg(&cos).arg(&sin).arg(&place).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di).arg(&eps);
+        args.launch(warps((h + 2 * hkv) * d / 2, x.rows * x.cols))?;
+
+        self.attend(memory, place)?;
+        self.add_product(own, self.attended.mat, o)?;
+
+        let (norm, m) = (self.address(layer.post_norm)?, self.active.mat.cols);
+        let (g, u, gb, ub) =
+            (self.address(gate.weight)?, self.address(up.weight)?, self.bias(gate)?, self.bias(up)?);
+        let mi = int(m)?;
+        let mut args = Early::new(&own.gate_up);
+        args.arg(&x.address).arg(&norm).arg(&g).arg(&u).arg(&gb).arg(&ub).arg(&self.active.mat.address);
+        args.arg(&width).arg(&mi).arg(&eps);
+        args.launch(warps(m, x.rows * x.cols))?;
+        self.add_product(own, self.active.mat, down)
+    }
+
+    /// `x += y W^T + bias`.
+    fn add_product(&self, own: &Few, y: Mat, l: &Plain<'_>) -> Result<()> {
+        let (weight, bias) = (self.address(l.weight)?, self.bias(l)?);
+        let (n, k) = (int(self.x.mat.cols)?, int(y.cols)?);
+        let mut args = Early::new(&own.add_product);
+        args.arg(&self.x.mat.address).arg(&y.address).arg(&weight).arg(&bias).arg(&n).arg(&k);
+        args.launch(warps(self.x.mat.cols / 2, y.rows * y.cols))
+    }
+
+    fn projections(&self, linears: [&Plain<'_>; 3]) -> Result<Projections> {
+        let mut all = Projections([NULL; 6]);
+        for (i, l) in linears.into_iter().enumerate() {
+            (all.0[i], all.0[3 + i]) = (self.address(l.weight)?, self.bias(l)?);
+        }
+        Ok(all)
+    }
+
+    pub(super) fn some(
+        &self,
+        own: &Tiles,
+        layer: &CachedLayer<'_>,
+        memory: (u64, u64),
+        place: Place,
+    ) -> Result<()> {
+        let [q, k, v, o, gate, up, down] = &layer.linears;
+        let (h, hkv) = self.heads;
+        let (x, normal) = (self.x.mat, self.normal.mat.address);
+        self.norm(layer.input_norm, layer.eps)?;
+        let (cos, sin) = self.angles()?;
+        let projections = self.projections([q, k, v])?;
+        let (rows, width, stride) = (int(x.rows)?, int(x.cols)?, int(self.qkv.mat.stride)?);
+        let (hi, hkvi, di) = (int(h)?, int(hkv)?, int(self.d)?);
+        let mut args = Early::new(&own.attend_in.kernel);
+        args.arg(&normal).arg(&projections).arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1);
+        args.arg(&cos).arg(&sin).arg(&place).arg(&rows).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di);
+        args.launch(own.attend_in.config())?;
+
+        self.attend(memory, place)?;
+        self.add_tiles(&own.attended, self.attended.mat, o)?;
+        self.norm(layer.post_norm, layer.eps)?;
+        let (g, u, gb, ub) =
+            (self.address(gate.weight)?, self.address(up.weight)?, self.bias(gate)?, self.bias(up)?);
+        let m = int(self.active.mat.cols)?;
+        let mut args = Early::new(&own.gate_up.kernel);
+        args.arg(&normal).arg(&g).arg(&u).arg(&gb).arg(&ub).arg(&self.active.mat.address);
+        args.arg(&rows).arg(&width).arg(&m);
+        args.launch(own.gate_up.config())?;
+        self.add_tiles(&own.down, self.active.mat, down)
+    }
+
+    /// `x += y W^T + bias`.
+    fn add_tiles(&self, own: &Tile, y: Mat, l: &Plain<'_>) -> Result<()> {
+        let (weight, bias, x) = (self.address(l.weight)?, self.bias(l)?, self.x.mat);
+        let (rows, n, k) = (int(x.rows)?, int(x.cols)?, int(y.cols)?);
+        let mut args = Early::new(&own.kernel);
+        args.arg(&x.address).arg(&y.address).arg(&weight).arg(&bias).arg(&rows).arg(&n).arg(&k);
+        args.launch(own.config())
+    }
+
+    pub(super) fn many(&self, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
+        let ctx = &self.ctx;
+        let [q, k, v, o, gate, up, down] = &layer.linears;
+        let (h, hkv) = self.heads;
+        let (x, d, m) = (self.x.mat, self.d, self.active.mat.cols);
+        self.norm(layer.input_norm, layer.eps)?;
+        let mut column = 0;
+        for (l, heads) in [(q, h), (k, hkv), (v, hkv)] {
+            self.product(self.normal.mat, l, self.qkv.mat.columns(column, heads * d), 0.0)?;
+            column += heads * d;
+        }
+        let (cos, sin) = self.angles()?;
+        let (rows, hi, hkvi, di) = (int(x.rows)?, int(h)?, int(hkv)?, int(d)?);
+        let f = function(&ctx.dev, CACHED, "", "", "remember")?;
+        let mut args = f.builder();
+        args.arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1).arg(&cos).arg(&sin).arg(&place);
+        args.arg(&rows).arg(&hi).arg(&hkvi).arg(&di);
+        launch(&mut args, over(x.rows * (h + 2 * hkv) * d / 16))?;
+
+        self.attend(memory, place)?;
+        self.product(self.attended.mat, o, x, 1.0)?;
+        self.norm(layer.post_norm, layer.eps)?;
+        for (i, l) in [gate, up].into_iter().enumerate() {
+            self.product(self.normal.mat, l, self.gates.mat.columns(i * m, m), 0.0)?;
+        }
+        ops::activate(ctx, Activation::Gated, self.gates.mat, self.active.mat)?;
+        self.product(self.active.mat, down, x, 1.0)
+    }
+
+    fn norm(&self, weight: &Tensor, eps: f64) -> Result<()> {
+        norm_rows(&self.ctx, self.x.mat, weight, eps, self.normal.mat)
+    }
+
+    /// `to = y W^T + bias + keep to`.
+    fn product(&self, y: Mat, l: &Plain<'_>, to: Mat, keep: f32) -> Result<()> {
+        let weight = self.ctx.matrix(l.weight)?;
+        self.ctx.product((to, DType::BF16), (y, false), (weight, true), 1.0, keep)?;
+        let bias = self.bias(l)?;
+        if bias == NULL {
+            return Ok(());
+        }
+        let (rows, n, stride) = (to.rows as i64, int(to.cols)?, int(to.stride)?);
+        let f = function(&self.ctx.dev, CACHED, "", "", "add_bias")?;
+        let mut args = f.builder();
+        args.arg(&to.address).arg(&bias).arg(&rows).arg(&n).arg(&stride);
+        launch(&mut args, over(to.rows * to.cols))
+    }
+}
