@@ -52,7 +52,7 @@ impl CepeTask {
         let tokenizer = decoder.tokenizer.clone().ok_or_else(|| no_tokenizer(&sources.decoder.path))?;
         data.check_tokenizer("decoder", &tokenizer)?;
         let missing = || no_tokenizer(&of_encoder.path);
-        data.check_tokenizer("encoder", encoder.tokenizer.as_ref().ok_or_else(missing)?)?;
+        data.check_encoder(encoder.tokenizer.as_ref().ok_or_else(missing)?, encoder.config.window())?;
         let settings = settings(config, &data)?;
         let tensors = match &config.model.start {
             Some(folder) => {

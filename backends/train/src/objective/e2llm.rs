@@ -70,7 +70,7 @@ impl E2llmTask {
         let tokenizer = loaded.decoder.tokenizer.take().ok_or_else(|| no_tokenizer(&parts.decoder))?;
         data.check_tokenizer("decoder", &tokenizer)?;
         let of_encoder = loaded.encoder.tokenizer.take().ok_or_else(|| no_tokenizer(&parts.encoder))?;
-        data.check_tokenizer("encoder", &of_encoder)?;
+        data.check_encoder(&of_encoder, loaded.encoder.config.window())?;
         let own = loaded.model.config();
         check_chunks(own, &data, &config.phase)?;
         let style = PromptStyle { template: tokenizer.chat(), answer_prefix: "" };

@@ -79,6 +79,21 @@ impl Data {
         }
     }
 
+    /// Refuses an encoder that the data was not prepared for: another tokenizer, or another window, for which chunks would
+    /// be cut otherwise when the model answers.
+    pub(super) fn check_encoder(&self, tokenizer: &Tokenizer, window: usize) -> Result<()> {
+        self.check_tokenizer("encoder", tokenizer)?;
+        let prepared = self.manifest.encoder_window;
+        if prepared == window {
+            return Ok(());
+        }
+        let message = format!(
+            "was prepared for an encoder that reads {prepared} tokens of a chunk, this one reads {window}: prepare it again for \
+             this model"
+        );
+        Err(TrainError::file(&self.settings.folder, message))
+    }
+
     /// A question's answer as it is learned: cut where it is too long, with an end where it is not.
     pub(super) fn answer(&self, mut ids: Vec<u32>, eos: u32) -> Vec<u32> {
         if ids.len() > self.settings.max_answer_tokens {

@@ -7,7 +7,10 @@ use e2llm_backend::{
 };
 use e2llm_lm::LoraConfig;
 use e2llm_train::config::{ContextChoice, Method, Phase, TrainConfig};
-use e2llm_train::{CepeTask, End, LlocoTask, RunOptions, Trainable, train};
+use e2llm_train::data::Record;
+use e2llm_train::{
+    Batch, CepeTask, E2llmTask, End, LlocoTask, Objective, Part, RunOptions, Split, Trainable, train,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -73,6 +76,33 @@ fn ask(context: &str, instruction: &str) -> Request {
     }
 }
 
+/// Tokens of an answer that are compared between training and the backend: fewer than any has, so that no end is learned.
+const LEARNT: usize = 4;
+
+/// What the trained items of a finished training cost in it, in nats, with the records they are of.
+fn losses<'a>(
+    method: Method,
+    root: &Path,
+    config: &TrainConfig,
+    records: &'a [Record],
+) -> Vec<(f64, &'a Record)> {
+    let mut config = config.clone();
+    config.model.start = Some(last(&root.join("out")));
+    config.data.max_answer_tokens = LEARNT;
+    let task = open(method, root, &config);
+    let part = Part { split: Split::Train, objective: Objective::Reasoning, window: 1 };
+    let items = task.items(part).unwrap().len() as u32;
+    assert!(items >= 6, "{items} items");
+    let loss = |item: u32| {
+        let loss = task.loss(&Batch { part, items: &[item], draw: 0 }).unwrap();
+        let document = task.document(part, item);
+        let about = |r: &&Record| document.ends_with(r.document.as_deref().unwrap());
+        let record = records.iter().filter(about).nth(item as usize % 2).unwrap();
+        (f64::from(loss.to_scalar::<f32>().unwrap()), record)
+    };
+    (0..items).map(loss).collect()
+}
+
 fn learns(method: Method, spec: &BackendSpec, (steps, lr): (usize, f64), bars: [f64; 2], least: f64) {
     let root = workshop(4);
     let mut config = settings(method, root.path(), steps);
@@ -92,6 +122,12 @@ fn learns(method: Method, spec: &BackendSpec, (steps, lr): (usize, f64), bars: [
     assert_eq!(backend.info().trained_parameters, trained as u64);
     assert_eq!(backend.info().warnings, [""; 0]);
     let records: Vec<_> = crate::support::records(4).into_iter().map(|r| r.record.unwrap()).collect();
+    for (loss, record) in losses(method, root.path(), &config, &records) {
+        let request = ask(&record.context, &record.instruction);
+        let choice = backend.choose(&request, &[record.answer[..LEARNT].to_owned()]).unwrap();
+        let difference = (loss + choice.log_likelihoods[0]).abs();
+        assert!(difference < 1e-3 * loss.max(1.0), "{}: {loss} in training, {choice:?}", record.answer);
+    }
     let mut gained = 0.0;
     for (i, record) in records.iter().enumerate() {
         let request = ask(&record.context, &record.instruction);
@@ -139,7 +175,7 @@ fn resumes(method: Method, file: &str) {
 
 #[test]
 fn cepe_learns_to_restate_and_to_answer() {
-    learns(Method::Cepe, &e2llm_baselines::cepe::spec(), (500, 4e-3), [0.5, 0.8], 1.0);
+    learns(Method::Cepe, &e2llm_baselines::cepe::spec(), (500, 4e-3), [0.5, 0.8], 5.0);
 }
 
 #[test]
@@ -181,5 +217,21 @@ fn lloco_trains_the_lora_of_another_domain_only() {
         let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let same = values(tensor) == values(&after[name]);
         assert!(same || name.starts_with("decoder."), "{name} was trained");
+    }
+}
+
+#[test]
+fn data_of_another_window_is_refused() {
+    let root = workshop(4);
+    for method in [Method::Cepe, Method::E2llm] {
+        let config = settings(method, root.path(), 2);
+        crate::tiny::encoder(&root.path().join("encoder"), 32);
+        let sources = sources(root.path());
+        let error = match method {
+            Method::Cepe => CepeTask::open(&sources, &config, &Device::Cpu).err(),
+            _ => E2llmTask::open(&sources, &crate::support::config(root.path(), 2), &Device::Cpu).err(),
+        };
+        let error = error.unwrap().to_string();
+        assert!(error.contains("reads 20 tokens") && error.contains("reads 32"), "{error}");
     }
 }

@@ -31,6 +31,9 @@ pub(crate) fn records(documents: usize) -> Vec<Incoming> {
     all
 }
 
+/// Positions of the encoder, which parts are prepared for.
+const ENCODER_WINDOW: usize = 20;
+
 /// Prepares records with the tokenizers of the models in `root`.
 pub(crate) fn prepared(root: &Path, records: Vec<Incoming>, max_bad: f64) -> e2llm_train::Result<Report> {
     let (encoder, decoder) = (
@@ -42,7 +45,7 @@ pub(crate) fn prepared(root: &Path, records: Vec<Incoming>, max_bad: f64) -> e2l
         chunk_chars: 24,
         chunk_overlap: 0.0,
         encoder: &encoder,
-        encoder_window: 20,
+        encoder_window: ENCODER_WINDOW,
         decoder: &decoder,
         validation: 0.2,
         seed: 3,
@@ -54,7 +57,7 @@ pub(crate) fn prepared(root: &Path, records: Vec<Incoming>, max_bad: f64) -> e2l
 /// Models and data in a folder.
 pub(crate) fn workshop(documents: usize) -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
-    tiny::encoder(&root.path().join("encoder"), 32);
+    tiny::encoder(&root.path().join("encoder"), ENCODER_WINDOW);
     tiny::decoder(&root.path().join("decoder"), 400);
     prepared(root.path(), records(documents), 0.0).unwrap();
     root
