@@ -2,17 +2,25 @@
 
 use candle_core::{DType, Result, Tensor};
 use e2llm_kernels::{
-    CachedLayer, CachedPass, Mask, Plain, Positions, RowLengths, attention, linear, rms_norm, rope, silu_mul,
-    store_last,
+    CachedLayer, CachedPass, Mask, Plain, Positions, RowLengths, Span, attention, linear, rms_norm, rope,
+    silu_mul, store_last,
 };
 
 use crate::checker::{Checker, randn};
 use crate::layers::split;
 
-/// Where the new positions stand: `rows` of one sequence behind `offset`, or the last of each of several.
+/// Where the new positions stand: `rows` of one sequence behind `offset`, the last of each of several, or the next ones of
+/// several, of which the memory has one more.
 enum Case {
     Behind(usize, usize),
     Last(Vec<usize>),
+    Spans(Vec<Span>),
+}
+
+/// Next positions of sequences in the reverse order of the memory's: each as many behind as many.
+fn spans(all: &[(usize, usize)]) -> Case {
+    let span = |(i, &(positions, offset))| Span { sequence: all.len() - i, offset, positions };
+    Case::Spans(all.iter().enumerate().map(span).collect())
 }
 
 pub(crate) fn cached(c: &mut Checker) -> Result<()> {
@@ -28,6 +36,9 @@ pub(crate) fn cached(c: &mut Checker) -> Result<()> {
             Case::Last(vec![1, 700, 333]),
             Case::Last(vec![5, 2, 1, 4, 3, 257]),
             Case::Last((1..30).map(|i| 29 * i).collect()),
+            spans(&[(1, 0), (2, 700)]),
+            spans(&[(17, 0), (1, 5), (30, 333)]),
+            spans(&[(130, 0), (7, 0), (64, 300), (1, 899), (211, 3)]),
         ];
         for case in cases {
             check(c, (h, hkv, d, m, bias), &case)?;
@@ -45,6 +56,10 @@ fn check(
     let (name, sequences, rows) = match case {
         Case::Behind(offset, rows) => (format!("{rows} behind {offset}"), 1, *rows),
         Case::Last(lengths) => (format!("last of {} rows", lengths.len()), lengths.len(), lengths.len()),
+        Case::Spans(spans) => {
+            let rows = spans.iter().map(|s| s.positions).sum();
+            (format!("{rows} of {} sequences", spans.len()), spans.len() + 1, rows)
+        }
     };
     let name = format!("cached layer {h}({hkv})x{d} {name}");
     if c.skips(&name) {
@@ -75,12 +90,14 @@ fn check(
         let lengths = match case {
             Case::Behind(offset, rows) => vec![offset + rows],
             Case::Last(lengths) => lengths.clone(),
+            Case::Spans(spans) => spans.iter().map(|s| s.offset + s.positions).collect(),
         };
         let lengths = RowLengths::new(lengths, t[0].device())?;
         let y = if t[0].device().is_cuda() && t[0].dtype() == DType::BF16 {
             let positions = match case {
                 Case::Behind(offset, _) => Positions::Behind(*offset),
                 Case::Last(_) => Positions::Last(&lengths),
+                Case::Spans(spans) => Positions::Spans(spans),
             };
             let pass = CachedPass::new(&t[0], d, &layer, (&t[3], &t[4]), positions)?;
             pass.layer(&layer, &keys, &values)?;
@@ -97,6 +114,8 @@ fn check(
                     let each = each.map(|(i, n)| cache.narrow(0, i, 1)?.narrow(2, n - 1, 1)?.flatten_all());
                     Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)
                 }
+                // All of it: nothing else may have been written.
+                Case::Spans(_) => cache.flatten_all(),
             }
         };
         Tensor::cat(&[y.flatten_all()?, new(&keys)?, new(&values)?], 0)
@@ -133,6 +152,22 @@ fn graph(
             store_last(values, &v.transpose(0, 2)?, lengths)?;
             let (k, v) = (keys.narrow(2, 0, longest)?, values.narrow(2, 0, longest)?);
             attention(&q.transpose(0, 2)?, &k, &v, Mask::Rows(lengths), scale)?.transpose(0, 2)?
+        }
+        Case::Spans(spans) => {
+            let (mut start, mut attended) = (0, Vec::new());
+            for &Span { sequence, offset, positions } in spans {
+                let own = |t: &Tensor| t.narrow(2, start, positions)?.contiguous();
+                let cache = |t: &Tensor| t.narrow(0, sequence, 1);
+                cache(keys)?.slice_set(&own(&k)?, 2, offset)?;
+                cache(values)?.slice_set(&own(&v)?, 2, offset)?;
+                let (k, v) = (
+                    cache(keys)?.narrow(2, 0, offset + positions)?,
+                    cache(values)?.narrow(2, 0, offset + positions)?,
+                );
+                attended.push(attention(&own(&q)?, &k, &v, Mask::Causal { offset }, scale)?);
+                start += positions;
+            }
+            Tensor::cat(&attended, 2)?
         }
     };
     let x = (x + apply(o, &y.transpose(1, 2)?.flatten_from(2)?)?)?;

@@ -170,10 +170,6 @@ impl CachedAttention {
         Ok(Self { size, way: Way::Tiles(Box::new(split)) })
     }
 
-    pub(super) fn longest(&self) -> usize {
-        self.size.longest
-    }
-
     /// The heads' outputs of the rows `q`, side by side in `o`. `memory` are the addresses of keys and values, with their
     /// strides of sequence and head; `causal` hides what is behind a position, when that many stand before the first one;
     /// `lengths` is the address of the keys of each sequence, or 0.

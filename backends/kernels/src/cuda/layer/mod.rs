@@ -12,7 +12,7 @@ mod ops;
 mod stack;
 mod steps;
 
-pub use cached::{CachedLayer, CachedPass, Plain, Positions};
+pub use cached::{CachedLayer, CachedPass, Plain, Positions, Span};
 pub use choice::likeliest;
 pub use decoder::DecoderLayer;
 pub use encoder::EncoderLayer;

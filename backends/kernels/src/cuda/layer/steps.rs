@@ -128,7 +128,7 @@ impl<'a> GreedySteps<'a> {
         let mut out = unsafe { ctx.stream.context().alloc_pinned_with_flags::<u64>(RING * rows, 0) }.w()?;
         out.as_mut_slice().w()?.fill(0);
         let dev = ctx.dev.clone();
-        let pass = CachedPass::of(ctx, x, model.head_dim, first, own_angles, standing)?;
+        let pass = CachedPass::of(ctx, x, model.head_dim, first, own_angles, (standing, &[]))?;
         let library = pass.uses_library() || choice.uses_library();
         let workspace = if library { Some(alloc::<u8>(&dev, WORKSPACE)?) } else { None };
         Ok(Self {
@@ -268,14 +268,31 @@ impl<'a> GreedySteps<'a> {
         }
     }
 
-    /// Takes sequences out of the way that have ended: behind the steps queued so far, those whose flag is not set have one
-    /// position, and what is written for them means nothing.
+    /// Behind the steps queued so far, `token` is the next one of a sequence that takes the place of another one; its length is
+    /// to be told by [`GreedySteps::keep`] ahead of the next step.
     ///
     /// # Errors
-    /// Flags for another number of sequences; any of the GPU.
+    /// No such place or token; any of the GPU.
+    pub fn put(&mut self, row: usize, token: u32) -> Result<()> {
+        let v = self.model.embed.dim(0)?;
+        if row >= self.rows || token as usize >= v {
+            bail!("token {token} of {v} in place {row} of {}", self.rows);
+        }
+        let ctx = self.pass.context();
+        ctx.dev.memcpy_htod(&[token], &mut self.tokens.slice_mut(row..row + 1))
+    }
+
+    /// Takes sequences out of the way that have ended: behind the steps queued so far, those whose flag is set have these
+    /// lengths, the others one position, and what is written for them means nothing.
+    ///
+    /// # Errors
+    /// Flags for another number of sequences, lengths that leave no room; any of the GPU.
     pub fn keep(&mut self, rows: &[bool], lengths: &[usize]) -> Result<()> {
         if rows.len() != self.rows || lengths.len() != self.rows {
             bail!("{} flags for {} sequences", rows.len(), self.rows);
+        }
+        if let Some((_, n)) = rows.iter().zip(lengths).find(|&(&kept, &n)| kept && n > self.longest) {
+            bail!("a sequence of {n} positions in steps of up to {}", self.longest);
         }
         let next = rows.iter().zip(lengths).map(|(&kept, &n)| if kept { n as u32 + 1 } else { 1 });
         let next: Vec<u32> = next.collect();

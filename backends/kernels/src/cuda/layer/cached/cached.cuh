@@ -4,14 +4,20 @@ typedef bf16 T;
 typedef Pack<bf16> P8;
 
 // Where new positions stand. Row r is position r % t of sequence r / t, the position there is `offset` + r % t, or, where
-// there are lengths, the sequence's last. Strides of the memory [sequences, heads, room, d] are in elements.
+// there are lengths, the sequence's last; where there are rows, they tell each one's sequence and position. Strides of the
+// memory [sequences, heads, room, d] are in elements.
 struct Place {
   const u32* lengths;
+  const uint2* rows;
   i64 sequence, head;
   int offset, t;
 };
 
 __device__ __forceinline__ i64 memory_index(const Place& p, int row, int head, int d) {
+  if (p.rows) {
+    uint2 at = p.rows[row];
+    return at.x * p.sequence + head * p.head + (i64)at.y * d;
+  }
   int b = row / p.t, t = row % p.t;
   int position = p.lengths ? (int)p.lengths[b] - 1 + t : p.offset + t;
   return b * p.sequence + head * p.head + (i64)position * d;

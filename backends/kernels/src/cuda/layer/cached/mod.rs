@@ -8,6 +8,7 @@ mod reading;
 
 pub(super) use kernels::{CACHED, NULL, ROUND, Tile, few_kernel, fits_tiles, is_few, norm_rows, warps};
 
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
@@ -48,11 +49,25 @@ pub enum Positions<'a> {
     Behind(usize),
     /// The last of each row, whose lengths count it.
     Last(&'a RowLengths),
+    /// The next ones of several sequences, one behind the other.
+    Spans(&'a [Span]),
+}
+
+/// New positions of one of several sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Which one it is in the memory.
+    pub sequence: usize,
+    /// Positions ahead of the new ones.
+    pub offset: usize,
+    /// New positions, at least one.
+    pub positions: usize,
 }
 
 /// Where the new positions of some sequences stand, as the kernels need it.
 #[derive(Clone, Copy)]
 pub(super) struct Standing {
+    /// As many as the memory has, or at least as many.
     pub(super) sequences: usize,
     /// Positions of the longest sequence at most, the new ones included.
     pub(super) longest: usize,
@@ -62,12 +77,24 @@ pub(super) struct Standing {
     pub(super) lengths: u64,
 }
 
+/// Rows that attend together.
+struct Part {
+    first: usize,
+    rows: usize,
+    /// The first one's.
+    sequence: usize,
+    offset: usize,
+    attention: CachedAttention,
+}
+
 /// A decoder's activations on their way through its layers.
 pub struct CachedPass {
     ctx: Context,
     standing: Standing,
     /// What the address in it is that of.
     _lengths: Option<Tensor>,
+    /// Sequence and position of each row, where the sequences have different numbers of new positions.
+    rows: Option<CudaSlice<u32>>,
     /// Of q, and of k and v.
     heads: (usize, usize),
     d: usize,
@@ -79,7 +106,7 @@ pub struct CachedPass {
     active: Buffer,
     /// Own copies of the tables, which every layer reads.
     angles: (Tensor, Tensor),
-    attention: CachedAttention,
+    parts: Vec<Part>,
     products: Products,
 }
 
@@ -121,20 +148,25 @@ impl CachedPass {
         let ctx = Context::new(x.device())?;
         let x = x.contiguous()?;
         let from = ctx.matrix(&x)?;
-        let (standing, lengths) = match positions {
+        let (standing, lengths, spans) = match positions {
             Positions::Behind(offset) => {
-                (Standing { sequences: 1, longest: offset + from.rows, offset, lengths: NULL }, None)
+                (Standing { sequences: 1, longest: offset + from.rows, offset, lengths: NULL }, None, &[][..])
             }
             Positions::Last(rows) => {
                 let lengths = rows.device.as_ref().map_or(Ok(NULL), |l| ctx.input::<u32>(l))?;
                 let (sequences, longest) = (rows.rows().len(), rows.longest());
-                (Standing { sequences, longest, offset: 0, lengths }, rows.device.clone())
+                (Standing { sequences, longest, offset: 0, lengths }, rows.device.clone(), &[][..])
+            }
+            Positions::Spans(spans) => {
+                let most = |of: fn(&Span) -> usize| spans.iter().map(of).max().unwrap_or(0);
+                let (sequences, longest) = (most(|s| s.sequence + 1), most(|s| s.offset + s.positions));
+                (Standing { sequences, longest, offset: 0, lengths: NULL }, None, spans)
             }
         };
         let angle = |t: &Tensor| t.to_dtype(DType::BF16)?.contiguous();
         let copy = ctx.buffer(from.rows, from.cols)?;
         ops::add(&ctx, from, None, copy.mat)?;
-        let pass = Self::of(ctx, copy, d, first, (angle(cos)?, angle(sin)?), standing)?;
+        let pass = Self::of(ctx, copy, d, first, (angle(cos)?, angle(sin)?), (standing, spans))?;
         Ok(Self { _lengths: lengths, ..pass })
     }
 
@@ -145,15 +177,20 @@ impl CachedPass {
         d: usize,
         first: &CachedLayer<'_>,
         angles: (Tensor, Tensor),
-        standing: Standing,
+        (standing, spans): (Standing, &[Span]),
     ) -> Result<Self> {
         let [q, k, _, _, gate, ..] = &first.linears;
         let (h, hkv, m) = (q.weight.dim(0)? / d, k.weight.dim(0)? / d, gate.weight.dim(0)?);
         let (rows, width, sequences) = (x.mat.rows, x.mat.cols, standing.sequences);
         let tables = [rows, d / 2];
-        if sequences == 0 || rows % sequences != 0 || angles.0.dims() != tables || angles.1.dims() != tables {
+        let fit = if spans.is_empty() {
+            sequences > 0 && rows % sequences == 0
+        } else {
+            spans.iter().map(|s| s.positions).sum::<usize>() == rows && spans.iter().all(|s| s.positions > 0)
+        };
+        if !fit || angles.0.dims() != tables || angles.1.dims() != tables {
             let (cos, sin) = (angles.0.shape(), angles.1.shape());
-            bail!("{rows} positions of {sequences} sequences, angles {cos:?} and {sin:?}");
+            bail!("{rows} positions of {sequences} sequences, angles {cos:?} and {sin:?}, {spans:?}");
         }
         let few = |name: &str| few_kernel(&ctx, name, rows);
         let tile = |name: &str, pairs: usize| Tile::new(&ctx, name, rows, pairs);
@@ -179,12 +216,25 @@ impl CachedPass {
             Products::Tiles(_) => ((rows, width), (1, PACK)),
             Products::Library => ((rows, width), (rows, 2 * m)),
         };
-        let (t, longest) = (rows / sequences, standing.longest);
-        let longest = if t == 1 { longest.next_multiple_of(ROUND) } else { longest };
-        let attention = CachedAttention::new(&ctx, Cached { sequences, t, longest, h, hkv, d })?;
+        let attention = |sequences, t, longest: usize| {
+            let longest = if t == 1 { longest.next_multiple_of(ROUND) } else { longest };
+            CachedAttention::new(&ctx, Cached { sequences, t, longest, h, hkv, d })
+        };
+        let (mut parts, mut row_table) = (Vec::new(), Vec::new());
+        if spans.is_empty() {
+            let attention = attention(sequences, rows / sequences, standing.longest)?;
+            parts.push(Part { first: 0, rows, sequence: 0, offset: standing.offset, attention });
+        }
+        for &Span { sequence, offset, positions } in spans {
+            let (first, attention) = (row_table.len() / 2, attention(1, positions, offset + positions)?);
+            parts.push(Part { first, rows: positions, sequence, offset, attention });
+            row_table.extend((offset..offset + positions).flat_map(|at| [sequence as u32, at as u32]));
+        }
+        let row_table = if spans.is_empty() { None } else { Some(ctx.dev.clone_htod(&row_table)?) };
         Ok(Self {
             standing,
             _lengths: None,
+            rows: row_table,
             heads: (h, hkv),
             d,
             x,
@@ -194,7 +244,7 @@ impl CachedPass {
             gates: ctx.buffer(gates.0, gates.1)?,
             active: ctx.buffer(rows, m)?,
             angles,
-            attention,
+            parts,
             products,
             ctx,
         })
@@ -231,10 +281,13 @@ impl CachedPass {
         let fits = layer.linears.iter().zip(sizes).all(|(l, size)| l.weight.dims() == size);
         let (sequences, heads, room, wide) = keys.dims4()?;
         let Standing { longest, offset, lengths, .. } = self.standing;
+        let own = self.standing.sequences;
         if !fits
             || keys.dims() != values.dims()
-            || (sequences, heads, wide) != (self.standing.sequences, hkv, d)
-            || room.min(self.attention.longest()) < longest
+            || (heads, wide) != (hkv, d)
+            || sequences < own
+            || (sequences > own && self.rows.is_none())
+            || room < longest
             || !(Self::is_supported(keys, d, layer) && values.is_contiguous())
         {
             bail!("a layer or memory {:?} that {longest} positions do not fit", keys.shape());
@@ -242,10 +295,11 @@ impl CachedPass {
         let memory = (self.ctx.input::<bf16>(keys)?, self.ctx.input::<bf16>(values)?);
         let place = Place {
             lengths,
+            rows: self.rows.as_ref().map_or(NULL, |rows| self.ctx.address(rows)),
             sequence: (heads * room * d) as i64,
             head: (room * d) as i64,
             offset: int(offset)?,
-            t: int(self.x.mat.rows / sequences)?,
+            t: int(self.x.mat.rows / own)?.max(1),
         };
         match &self.products {
             Products::Few(kernels) => self.few(kernels, layer, memory, place),

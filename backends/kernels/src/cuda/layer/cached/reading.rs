@@ -7,7 +7,7 @@ use half::bf16;
 use super::super::Mat;
 use super::super::ops::{self, Activation};
 use super::kernels::{CACHED, Few, Tile, Tiles, norm_rows, warps};
-use super::{CachedLayer, CachedPass, NULL, Plain};
+use super::{CachedLayer, CachedPass, NULL, Part, Plain};
 use crate::cuda::{Early, function, int, launch, over};
 
 /// `Place` of the kernel source.
@@ -15,6 +15,7 @@ use crate::cuda::{Early, function, int, launch, over};
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) lengths: u64,
+    pub(super) rows: u64,
     pub(super) sequence: i64,
     pub(super) head: i64,
     pub(super) offset: i32,
@@ -35,8 +36,15 @@ unsafe impl DeviceRepr for Projections {}
 impl CachedPass {
     fn attend(&self, memory: (u64, u64), place: Place) -> Result<()> {
         let (q, o) = (Mat { cols: self.heads.0 * self.d, ..self.qkv.mat }, self.attended.mat);
-        let causal = (self.standing.lengths == NULL).then_some(place.offset);
-        self.attention.run(&self.ctx, q, memory, (place.sequence, place.head), o, causal, place.lengths)
+        let strides = (place.sequence, place.head);
+        for Part { first, rows, sequence, offset, attention } in &self.parts {
+            let (q, o) = (q.part(*first, *rows), o.part(*first, *rows));
+            let start = 2 * *sequence as u64 * place.sequence as u64;
+            let causal = (self.standing.lengths == NULL).then_some(int(*offset)?);
+            let memory = (memory.0 + start, memory.1 + start);
+            attention.run(&self.ctx, q, memory, strides, o, causal, place.lengths)?;
+        }
+        Ok(())
     }
 
     pub(super) fn address(&self, t: &Tensor) -> Result<u64> {
