@@ -8,12 +8,12 @@ use e2llm_backend::{
 };
 use e2llm_lm::Prepared as Ready;
 use e2llm_lm::{
-    DecoderFiles, DecoderModel, Generation, KvCache, Llama, LlamaConfig, Memory, Message, PeftAdapter,
-    Precision, Segment, Stretch, Tokenizer, TunedDecoder, answer_batch, continuation_ids, generate_with,
-    prompt_len, score_continuations_with, token_counter,
+    DecoderFiles, DecoderModel, Desk, Generation, KvCache, Llama, LlamaConfig, Memory, Message, PeftAdapter,
+    Precision, Segment, Stretch, Tokenizer, TunedDecoder, answer_queue, continuation_ids, generate_with,
+    prompt_len, queue_of, score_continuations_with, token_counter,
 };
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// The option every decoder method has.
@@ -31,7 +31,11 @@ pub(crate) const LORA: OptionSpec = OptionSpec {
 };
 
 /// What a method does to a request and to the decoder.
-pub(crate) trait Method: Send {
+pub(crate) trait Method: Send + Sync {
+    /// Whether a prompt is made of its text alone, without the decoder or another model. It is then made by another thread,
+    /// while the prompts ahead of it are answered.
+    const READS_TEXT_ONLY: bool = false;
+
     /// Changes the decoder's configuration before it is loaded, and returns what a reader of a result must know.
     fn configure(&mut self, _config: &mut LlamaConfig) -> Result<Vec<String>, BackendError> {
         Ok(Vec::new())
@@ -58,7 +62,7 @@ pub(crate) trait Method: Send {
     }
 
     /// The prompt, with `room` positions of the window left for the answer.
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError>;
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError>;
 
     /// Whether the decoder remembers in a way of the method's own. Requests are answered one after another then, and
     /// side by side where not.
@@ -73,7 +77,7 @@ pub(crate) trait Method: Send {
 }
 
 /// Makes the answer's text of what the decoder wrote.
-pub(crate) type Finishing = Box<dyn Fn(&str) -> Result<String, BackendError>>;
+pub(crate) type Finishing = Arc<dyn Fn(&str) -> Result<String, BackendError> + Send + Sync>;
 
 /// A prompt as the decoder reads it, and what became of its context.
 pub(crate) struct Prepared {
@@ -213,7 +217,7 @@ impl<M: Method> DecoderBackend<M> {
         self.decoder.window
     }
 
-    fn prepare(&mut self, request: &Request) -> Result<(Ready, Option<Finishing>), BackendError> {
+    fn prepare(&self, request: &Request) -> Result<(Ready, Option<Finishing>), BackendError> {
         let start = Instant::now();
         self.decoder.cancel.check()?;
         let room = request.generation.max_new_tokens;
@@ -223,8 +227,11 @@ impl<M: Method> DecoderBackend<M> {
     }
 
     /// Answers one request through the method's own memory.
-    fn answer(&mut self, request: &Request) -> Result<Response, BackendError> {
-        let (ready, finish) = self.prepare(request)?;
+    fn answer(
+        &self,
+        request: &Request,
+        (ready, finish): (Ready, Option<Finishing>),
+    ) -> Result<Response, BackendError> {
         let decoder = &self.decoder;
         let prompt = prompt_len(&ready.segments);
         let expected = prompt + request.generation.max_new_tokens;
@@ -289,22 +296,48 @@ impl<M: Method> Backend for DecoderBackend<M> {
     }
 
     fn generate(&mut self, batch: &[Request]) -> Vec<Result<Response, BackendError>> {
-        if self.method.remembers() {
-            return batch.iter().map(|request| self.answer(request)).collect();
-        }
-        let (mut prompts, mut finishes) = (Vec::new(), Vec::new());
-        for request in batch {
-            let (prompt, finish) = match self.prepare(request) {
-                Ok((ready, finish)) => (Ok(ready), finish),
-                Err(e) => (Err(e), None),
+        self.generate_queue(batch, batch.len())
+    }
+
+    fn generate_queue(&mut self, queue: &[Request], at_once: usize) -> Vec<Result<Response, BackendError>> {
+        let own = &*self;
+        let made: Vec<OnceLock<_>> = queue.iter().map(|_| OnceLock::new()).collect();
+        // By whoever comes first, so that nobody waits for a thread that does not run.
+        let make = |i: usize| made[i].get_or_init(|| own.prepare(&queue[i]));
+        let prepare = |i: usize| if M::READS_TEXT_ONLY { make(i).clone() } else { own.prepare(&queue[i]) };
+        rayon::in_place_scope(|scope| {
+            if M::READS_TEXT_ONLY && queue.len() > 1 {
+                for i in 0..queue.len() {
+                    let make = &make;
+                    scope.spawn(move |_| {
+                        make(i);
+                    });
+                }
+            }
+            if own.method.remembers() {
+                let answer = |(i, request)| own.answer(request, prepare(i)?);
+                return queue.iter().enumerate().map(answer).collect();
+            }
+            let Decoder { model, tokenizer, cancel, .. } = &own.decoder;
+            let cancelled = || cancel.is_cancelled();
+            let desk = Desk {
+                llama: &model.llama,
+                tokenizer: Some(tokenizer),
+                eos_ids: &model.eos_ids,
+                cancelled: &cancelled,
             };
-            prompts.push(prompt);
-            finishes.push(finish);
-        }
-        let Decoder { model, tokenizer, cancel, .. } = &self.decoder;
-        let cancelled = || cancel.is_cancelled();
-        let answers = answer_batch(&model.llama, tokenizer, &model.eos_ids, batch, prompts, &cancelled);
-        answers.into_iter().zip(finishes).map(|(answer, finish)| finished(answer?, finish)).collect()
+            let mut finishes: Vec<Option<Finishing>> = vec![None; queue.len()];
+            let answers = answer_queue(desk, queue, at_once, &mut |i| {
+                let (ready, finish) = prepare(i)?;
+                finishes[i] = finish;
+                Ok(ready)
+            });
+            answers.into_iter().zip(finishes).map(|(answer, finish)| finished(answer?, finish)).collect()
+        })
+    }
+
+    fn queue(&self, at_once: usize) -> usize {
+        if self.method.remembers() { at_once } else { queue_of(at_once) }
     }
 
     fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {

@@ -25,7 +25,9 @@ pub fn spec() -> BackendSpec {
 struct Full;
 
 impl Method for Full {
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    const READS_TEXT_ONLY: bool = true;
+
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         Whole::new(decoder, prompt)?.within_window(decoder, room)
     }
 }

@@ -54,7 +54,9 @@ fn check(context: &BuildContext) -> Result<(), BackendError> {
 struct LongLora;
 
 impl Method for LongLora {
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    const READS_TEXT_ONLY: bool = true;
+
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         Whole::new(decoder, prompt)?.within_window(decoder, room)
     }
 }

@@ -24,7 +24,9 @@ pub fn spec() -> BackendSpec {
 struct NoContext;
 
 impl Method for NoContext {
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    const READS_TEXT_ONLY: bool = true;
+
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         if prompt.instruction.is_empty() {
             return Err(BackendError::new(ErrorKind::BadRequest, "the instruction is empty"));
         }

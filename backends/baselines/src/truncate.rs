@@ -133,7 +133,9 @@ fn usage(rendered: &Rendered, dropped: usize) -> Usage {
 }
 
 impl Method for Truncate {
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    const READS_TEXT_ONLY: bool = true;
+
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         let rendered = Rendered::new(decoder, prompt)?;
         let n = rendered.ids.len();
         if n == 0 {

@@ -102,11 +102,13 @@ fn out_of_range(error: StretchError) -> BackendError {
 }
 
 impl Method for Stretched {
+    const READS_TEXT_ONLY: bool = true;
+
     fn configure(&mut self, config: &mut LlamaConfig) -> Result<Vec<String>, BackendError> {
         self.0.as_ref().map_or(Ok(Vec::new()), |stretch| stretch.apply(config).map_err(out_of_range))
     }
 
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         Whole::new(decoder, prompt)?.within_window(decoder, room)
     }
 }

@@ -43,6 +43,24 @@ pub trait Backend: Send {
     /// Answers each request; one result per request, in order. A failing request fails alone.
     fn generate(&mut self, batch: &[Request]) -> Vec<Result<Response, BackendError>>;
 
+    /// As [`Backend::generate`], with `at_once` requests under way at a time, so that there may be more of them. Where
+    /// answers are written together, the next request takes the place of one that has ended.
+    fn generate_queue(&mut self, queue: &[Request], at_once: usize) -> Vec<Result<Response, BackendError>> {
+        let mut answers = Vec::with_capacity(queue.len());
+        for batch in queue.chunks(at_once.max(1)) {
+            let mut of_batch = self.generate(batch);
+            of_batch.resize_with(batch.len(), || Err(BackendError::unanswered()));
+            answers.append(&mut of_batch);
+        }
+        answers
+    }
+
+    /// How many requests it likes to get in a queue to keep `at_once` of them under way. They are answered or asked again
+    /// together where a run was stopped among them.
+    fn queue(&self, at_once: usize) -> usize {
+        at_once
+    }
+
     /// Log-likelihood of each of `choices` as the answer.
     fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {
         let _ = choices;

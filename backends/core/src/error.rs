@@ -49,6 +49,11 @@ impl BackendError {
         Self { kind, message }
     }
 
+    /// The error of a request that a backend passed over.
+    pub fn unanswered() -> Self {
+        Self::new(ErrorKind::Failed, "the backend gave no answer to this request")
+    }
+
     /// The error of an interrupted request.
     pub fn cancelled() -> Self {
         Self::new(ErrorKind::Cancelled, "interrupted")

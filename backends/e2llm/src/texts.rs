@@ -1,10 +1,9 @@
-//! The contexts of a batch, read by all cores before the first is encoded.
+//! The contexts of a queue, read by all cores ahead of their encoding.
 
 use crate::cache::ContextKey;
 use crate::text::encoder_chunks;
 use e2llm_backend::{BackendError, Chunker};
 use e2llm_lm::Tokenizer;
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -21,38 +20,71 @@ impl TokenCount {
 }
 
 /// A context as ids of the encoder.
-#[derive(Debug, Clone)]
-pub(crate) struct Text<'a> {
-    pub(crate) context: &'a str,
+#[derive(Debug)]
+pub(crate) struct Chunks {
     /// Ids of each chunk.
-    pub(crate) chunks: Result<Vec<Vec<u32>>, BackendError>,
+    pub(crate) ids: Result<Vec<Vec<u32>>, BackendError>,
     /// How long that took.
     pub(crate) time: Duration,
+}
+
+/// A context, read by whoever needs it first.
+#[derive(Debug)]
+pub(crate) struct Text<'a> {
+    pub(crate) context: &'a str,
+    chunks: OnceLock<Chunks>,
     pub(crate) count: TokenCount,
 }
 
+impl<'a> Text<'a> {
+    pub(crate) fn new(context: &'a str) -> Self {
+        Self { context, chunks: OnceLock::new(), count: TokenCount::default() }
+    }
+
+    /// Its chunks, which are read now unless somebody has.
+    pub(crate) fn chunks(&self, reader: &Reader) -> &Chunks {
+        self.chunks.get_or_init(|| reader.read(self.context))
+    }
+}
+
+/// Contexts, each once, in the order in which they are needed.
+#[derive(Debug, Default)]
+pub(crate) struct Texts<'a> {
+    texts: Vec<Text<'a>>,
+    places: BTreeMap<ContextKey, usize>,
+}
+
+impl<'a> Texts<'a> {
+    /// Adds a context that is not there yet.
+    pub(crate) fn add(&mut self, key: ContextKey, context: &'a str) {
+        let next = self.texts.len();
+        if *self.places.entry(key).or_insert(next) == next {
+            self.texts.push(Text::new(context));
+        }
+    }
+
+    pub(crate) fn get(&self, key: &ContextKey) -> Option<&Text<'a>> {
+        self.places.get(key).map(|&place| &self.texts[place])
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Text<'a>> {
+        self.texts.iter()
+    }
+}
+
 /// From a context to its chunks' ids.
-pub(crate) struct Reader<'a> {
-    pub(crate) chunker: &'a Chunker,
-    pub(crate) tokenizer: &'a Tokenizer,
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) chunker: Chunker,
+    pub(crate) tokenizer: Tokenizer,
     /// Tokens that the encoder reads at most.
     pub(crate) window: usize,
 }
 
-impl Reader<'_> {
-    /// One context.
-    pub(crate) fn read<'a>(&self, context: &'a str) -> Text<'a> {
+impl Reader {
+    fn read(&self, context: &str) -> Chunks {
         let start = Instant::now();
-        let chunks = encoder_chunks(context, self.chunker, self.tokenizer, self.window);
-        let chunks = chunks.map_err(BackendError::from);
-        Text { context, chunks, time: start.elapsed(), count: TokenCount::default() }
-    }
-
-    /// Many contexts side by side.
-    pub(crate) fn read_all<'a>(
-        &self,
-        contexts: BTreeMap<ContextKey, &'a str>,
-    ) -> BTreeMap<ContextKey, Text<'a>> {
-        contexts.into_par_iter().map(|(key, context)| (key, self.read(context))).collect()
+        let ids = encoder_chunks(context, &self.chunker, &self.tokenizer, self.window);
+        Chunks { ids: ids.map_err(BackendError::from), time: start.elapsed() }
     }
 }

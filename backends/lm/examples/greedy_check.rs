@@ -6,10 +6,10 @@
 
 use std::process::ExitCode;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use e2llm_lm::{
-    Ask, Finish, Generation, KvCache, Llama, LlamaConfig, LmError, Precision, Result, RopeScaling, Segment,
-    Weights, generate_batch, generate_with, prefill,
+    Ask, Desk, Finish, Generated, Generation, KvCache, Llama, LlamaConfig, LmError, Precision, Queued,
+    Result, RopeScaling, Segment, Weights, generate_batch, generate_queue, generate_with, prefill,
 };
 
 fn config() -> LlamaConfig {
@@ -147,8 +147,62 @@ fn main() -> Result<ExitCode> {
             eos.extend(answers.first().and_then(|answer| answer.ids.get(20)).copied());
         }
     }
+    // A queue longer than its places: answers of many lengths, a prompt too long to share a pass, one of no numbers, some
+    // that are sampled.
+    for (places, with_sampled) in [(3, false), (9, false), (24, false), (9, true)] {
+        let (first, second) = (queue(&llama, places, with_sampled)?, queue(&llama, places, with_sampled)?);
+        let (mut worst, mut wrong) = (0f32, 0);
+        for (i, answer) in first.iter().enumerate() {
+            match answer {
+                None => wrong += usize::from(i != NO_NUMBERS),
+                Some(ids) => {
+                    let (prompt, settings) = queued(i, with_sampled);
+                    wrong += usize::from(i == NO_NUMBERS || ids.len() != settings.max_new_tokens);
+                    if settings.temperature == 0.0 {
+                        worst = worst.max(shortfall(&llama, &prompt, ids)?);
+                    }
+                }
+            }
+        }
+        let name = format!(
+            "{QUEUED} in {places} places{}, {wrong} wrong, {worst:.1e} below the likeliest, the same again",
+            if with_sampled { ", some sampled" } else { "" }
+        );
+        report(&name, wrong == 0 && worst < 0.05 && first == second);
+    }
     println!("{failed} failed");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prompts of a queue, and which of them has no numbers.
+const QUEUED: usize = 61;
+const NO_NUMBERS: usize = 11;
+
+/// A prompt of the queue and how its answer is chosen.
+fn queued(i: usize, with_sampled: bool) -> ([Segment; 1], Generation) {
+    let length = [90, 7, 1, 260, 33, 2, 140][i % 7];
+    let temperature = if with_sampled && i % 5 == 3 { 0.9 } else { 0.0 };
+    let settings = Generation { temperature, seed: i as u64, ..settings(length) };
+    (prompt(if i % 17 == 16 { 700 } else { 1 + 37 * i % 290 }), settings)
+}
+
+/// The answers of a queue; nothing for one that failed.
+fn queue(llama: &Llama, places: usize, with_sampled: bool) -> Result<Vec<Option<Vec<u32>>>> {
+    let width = llama.config().hidden_size;
+    let nothing = Tensor::full(f32::NAN, (40, width), llama.device())?;
+    let mut numbers = 0..QUEUED;
+    let mut next = || {
+        let number = numbers.next()?;
+        let (prompt, settings) = queued(number, with_sampled);
+        let prompt =
+            if number == NO_NUMBERS { vec![Segment::Embeds(nothing.clone())] } else { prompt.to_vec() };
+        Some(Queued { number, prompt, settings })
+    };
+    let mut answers = vec![None; QUEUED];
+    let mut done = |number: usize, answer: Result<Generated>| answers[number] = answer.ok().map(|a| a.ids);
+    let desk = Desk { llama, tokenizer: None, eos_ids: &[], cancelled: &never };
+    generate_queue(desk, places, &mut next, &mut done)?;
+    Ok(answers)
 }
 
 /// How far below the likeliest token's logit those of an answer are at most, read in one pass.

@@ -9,12 +9,14 @@ const GROWTH: usize = 256;
 
 /// The memory of a batch: a row for each sequence, as long as the longest needs, and no more rows than are in use.
 ///
-/// A sequence's prompt is read through [`BatchCache::row`], then the row is taken into the batch with
-/// [`BatchCache::push`].
+/// A sequence's prompt is read into a place by [`BatchCache::place`] or with others in one pass; then the place becomes a row
+/// by [`BatchCache::set`].
 #[derive(Debug)]
 pub(crate) struct BatchCache {
     /// Keys and values of each layer, `[R, Hkv, room, d]`; the rows in use are the first ones.
     layers: Vec<(Tensor, Tensor)>,
+    /// R.
+    places: usize,
     device: Device,
     rows: Vec<Row>,
     /// Lengths with the positions that are being read, for all layers of a pass.
@@ -30,30 +32,48 @@ struct Row {
 }
 
 impl BatchCache {
-    /// Room for `rows` sequences of `room` positions.
+    /// Room for `places` sequences of `room` positions.
     pub(crate) fn new(
         config: &LlamaConfig,
-        (rows, room): (usize, usize),
+        (places, room): (usize, usize),
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let shape = (rows, config.num_key_value_heads, room, config.head_dim);
+        let shape = (places, config.num_key_value_heads, room, config.head_dim);
         let zeros = || Tensor::zeros(shape, dtype, device);
         let layers = (0..config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?)));
         let layers = layers.collect::<Result<_>>()?;
-        Ok(Self { layers, device: device.clone(), rows: Vec::with_capacity(rows), reading: None })
+        Ok(Self { layers, places, device: device.clone(), rows: Vec::with_capacity(places), reading: None })
     }
 
-    /// A view of the first row that is not in use, empty, for a sequence that will have about `expected` positions.
-    pub(crate) fn row(&self, expected: usize) -> Result<KvCache> {
-        let row = |t: &Tensor| t.narrow(0, self.rows.len(), 1);
+    /// How many sequences there is room for.
+    pub(crate) fn places(&self) -> usize {
+        self.places
+    }
+
+    /// A view of a place, empty, for a sequence that will have about `expected` positions. There must be room for it.
+    pub(crate) fn place(&self, place: usize, expected: usize) -> Result<KvCache> {
+        let row = |t: &Tensor| t.narrow(0, place, 1);
         let layers = self.layers.iter().map(|(k, v)| Ok((row(k)?, row(v)?)));
         Ok(KvCache::over(layers.collect::<Result<_>>()?, expected))
     }
 
-    /// Takes the row that was read through [`BatchCache::row`] into the batch.
-    pub(crate) fn push(&mut self, read: &KvCache) {
-        self.rows.push(Row { len: read.offset(), expected: read.expected() });
+    /// Keys and values of all places of each layer, `[R, Hkv, room, d]`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn layers(&self) -> &[(Tensor, Tensor)] {
+        &self.layers
+    }
+
+    /// Makes the place in which a sequence of `len` positions was read a row of the batch: in that of one that has ended, or
+    /// behind the last.
+    pub(crate) fn set(&mut self, place: usize, len: usize, expected: usize) -> Result<()> {
+        let (row, rows) = (Row { len, expected }, self.rows.len());
+        match self.rows.get_mut(place) {
+            Some(old) => *old = row,
+            None if place == rows => self.rows.push(row),
+            None => bail!("place {place} of {rows} rows"),
+        }
+        Ok(())
     }
 
     /// Each row's next position.
@@ -74,17 +94,20 @@ impl BatchCache {
         Ok(())
     }
 
-    /// Makes room for `needed` positions of every row.
-    fn grow(&mut self, needed: usize) -> Result<()> {
+    /// Makes room for `needed` positions of every place. Views of places mean nothing afterwards.
+    pub(crate) fn grow(&mut self, needed: usize) -> Result<()> {
         for (keys, values) in &mut self.layers {
             for tensor in [keys, values] {
                 let (_, heads, room, d) = tensor.dims4()?;
                 if room >= needed {
                     continue;
                 }
-                let shape = (self.rows.len(), heads, needed + GROWTH, d);
+                let shape = (self.places, heads, needed + GROWTH, d);
                 let larger = Tensor::zeros(shape, tensor.dtype(), &self.device)?;
-                larger.slice_set(&tensor.narrow(0, 0, self.rows.len())?, 2, 0)?;
+                let rows = self.rows.len();
+                if rows > 0 {
+                    larger.narrow(0, 0, rows)?.slice_set(&tensor.narrow(0, 0, rows)?, 2, 0)?;
+                }
                 *tensor = larger;
             }
         }
@@ -99,10 +122,12 @@ impl BatchCache {
         self.layers.iter().map(|(keys, values)| Ok((rows(keys)?, rows(values)?))).collect()
     }
 
-    /// Counts `t` positions of every row as read that were written into its room.
+    /// Counts the positions of a row as read that were written into its room, `len` with those before.
     #[cfg(feature = "cuda")]
-    pub(crate) fn count(&mut self, t: usize) {
-        self.rows.iter_mut().for_each(|r| r.len += t);
+    pub(crate) fn count(&mut self, row: usize, len: usize) {
+        if let Some(row) = self.rows.get_mut(row) {
+            row.len = len;
+        }
     }
 
     /// Keys and values of a layer, `[B, Hkv, room, d]`, with room for the new position of every row, and the rows' lengths

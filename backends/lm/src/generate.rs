@@ -123,7 +123,7 @@ impl<'a> Writer<'a> {
     pub(crate) fn new(
         tokenizer: Option<&'a Tokenizer>,
         eos_ids: &'a [u32],
-        settings: &'a Generation,
+        settings: &Generation,
     ) -> Result<Self> {
         if tokenizer.is_none() && !settings.stop.is_empty() {
             return Err(LmError::Input("stop strings need a tokenizer".to_owned()));

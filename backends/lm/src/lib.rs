@@ -27,6 +27,7 @@ mod lora_targets;
 mod memory;
 mod mixed;
 mod model;
+mod packed;
 mod params;
 mod peft;
 mod prefill;
@@ -48,7 +49,7 @@ mod weights;
 #[cfg(feature = "cuda")]
 mod whole_layers;
 
-pub use batch::{Ask, generate_batch};
+pub use batch::{Ask, Desk, Queued, generate_batch, generate_queue};
 pub use bert::BertEncoder;
 pub use chat::{ChatTemplate, Message};
 pub use config::{BertConfig, LlamaConfig, TensorSpec};
@@ -68,7 +69,7 @@ pub use params::Params;
 pub use peft::{PeftAdapter, PeftTask};
 pub use prefill::{PREFILL_BLOCK, Segment, prefill, prompt_len};
 pub use reader::{Bookmark, Reader};
-pub use requests::{Prepared, answer_batch, continuation_ids, open_device, token_counter};
+pub use requests::{Prepared, answer_queue, continuation_ids, open_device, queue_of, token_counter};
 pub use rope::{Rope, RopeScaling};
 pub use score::{score_continuations, score_continuations_with, tail_log_probs, token_log_probs};
 pub use sentence::{Pooling, SentenceEncoder, SentenceSettings};

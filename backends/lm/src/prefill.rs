@@ -31,7 +31,7 @@ impl Segment {
     }
 
     /// Embeddings `[1, n, D]` of the positions from `start` on.
-    fn embed(&self, llama: &Llama, start: usize, n: usize) -> candle_core::Result<Tensor> {
+    pub(crate) fn embed(&self, llama: &Llama, start: usize, n: usize) -> candle_core::Result<Tensor> {
         match self {
             Self::Ids(ids) => llama.embed(&ids[start..start + n]),
             Self::Embeds(embeds) => {

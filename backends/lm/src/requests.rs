@@ -1,8 +1,12 @@
 //! Between this crate's terms and those of the `Backend` trait.
 
-use crate::{Ask, Finish, Generated, Generation, Llama, LmError, Result, Segment, Tokenizer, generate_batch};
+use crate::batch::same;
+use crate::{
+    Desk, Finish, Generated, Generation, LmError, Queued, Result, Segment, Tokenizer, generate_queue,
+};
 use candle_core::Device;
 use e2llm_backend::{BackendError, ErrorKind, FinishReason, Request, Response, TokenCounter, Usage};
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,30 +68,51 @@ pub struct Prepared {
     pub time: Duration,
 }
 
-/// Answers requests side by side, each with the prompt that was made of it. Those without one have failed already, and
-/// alone.
-pub fn answer_batch(
-    llama: &Llama,
-    tokenizer: &Tokenizer,
-    eos_ids: &[u32],
+/// Requests for each place that one is answered in, in a queue: their answers' different lengths leave a few of the last ones
+/// with places to themselves, so that an eighth of the work may be done at less than full speed.
+const QUEUE: usize = 8;
+
+/// How many requests to ask for to keep `at_once` of them under way, see [`Backend::queue`](e2llm_backend::Backend::queue).
+pub fn queue_of(at_once: usize) -> usize {
+    if at_once > 1 { QUEUE * at_once } else { 1 }
+}
+
+/// Answers requests, `at_once` of them at a time, each with the prompt that `prepare` makes of it, in their order, shortly
+/// before there is a place for it. Those without one fail, and alone.
+pub fn answer_queue(
+    desk: Desk<'_>,
     requests: &[Request],
-    prompts: Vec<std::result::Result<Prepared, BackendError>>,
-    cancelled: &dyn Fn() -> bool,
+    at_once: usize,
+    prepare: &mut dyn FnMut(usize) -> std::result::Result<Prepared, BackendError>,
 ) -> Vec<std::result::Result<Response, BackendError>> {
-    let settings: Vec<_> = requests.iter().map(Generation::of).collect();
-    let ready = prompts
-        .iter()
-        .zip(&settings)
-        .filter_map(|(prompt, settings)| prompt.as_ref().ok().map(|p| Ask { prompt: &p.segments, settings }));
-    let asks: Vec<_> = ready.collect();
-    let mut answers = generate_batch(llama, Some(tokenizer), eos_ids, &asks, cancelled).into_iter();
-    let unanswered = || LmError::Input("a prompt was left unanswered".to_owned());
-    let answer = |prompt: std::result::Result<Prepared, BackendError>| {
-        let Prepared { usage, time, .. } = prompt?;
-        let answer = answers.next().unwrap_or_else(|| Err(unanswered()))?;
-        Ok(answer.into_response(usage, time))
+    let answers = RefCell::new(vec![None; requests.len()]);
+    let made = RefCell::new(vec![(Usage::default(), Duration::ZERO); requests.len()]);
+    let mut numbers = 0..requests.len();
+    let mut next = || {
+        loop {
+            let number = numbers.next()?;
+            match prepare(number) {
+                Ok(Prepared { segments: prompt, usage, time }) => {
+                    made.borrow_mut()[number] = (usage, time);
+                    return Some(Queued { number, prompt, settings: Generation::of(&requests[number]) });
+                }
+                Err(error) => answers.borrow_mut()[number] = Some(Err(error)),
+            }
+        }
     };
-    prompts.into_iter().map(answer).collect()
+    let mut done = |number: usize, answer: Result<Generated>| {
+        let (usage, time) = std::mem::take(&mut made.borrow_mut()[number]);
+        answers.borrow_mut()[number] = Some(match answer {
+            Ok(answer) => Ok(answer.into_response(usage, time)),
+            Err(error) => Err(error.into()),
+        });
+    };
+    let ended = generate_queue(desk, at_once, &mut next, &mut done);
+    let unanswered = || match &ended {
+        Err(error) => same(error).into(),
+        Ok(()) => BackendError::unanswered(),
+    };
+    answers.into_inner().into_iter().map(|answer| answer.unwrap_or_else(|| Err(unanswered()))).collect()
 }
 
 /// The device a backend was asked to run on.

@@ -316,12 +316,18 @@ impl Rope {
         sequences: &[usize],
     ) -> candle_core::Result<Option<(Tensor, Tensor)>> {
         let Some(&first) = sequences.first() else { return Ok(None) };
-        let base = self.base_positions(len, first);
-        let same = |&n: &usize| self.base_positions(len, n) == base && self.base_positions(0, n) == base;
-        if !sequences.iter().all(same) {
+        if !sequences.iter().all(|&n| self.are_common(len, first, n)) {
             return Ok(None);
         }
         self.tables(0, len, first).map(Some)
+    }
+
+    /// Whether a sequence that is expected to have `other` positions has the angles of one of `sequence`, and both keep
+    /// them up to `len`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn are_common(&self, len: usize, sequence: usize, other: usize) -> bool {
+        let base = self.base_positions(len, sequence);
+        self.base_positions(len, other) == base && self.base_positions(0, other) == base
     }
 
     /// Positions that decide the frequencies, of a sequence read up to `end`.

@@ -110,34 +110,61 @@ pub(crate) fn not_finite() -> LmError {
 
 /// Answers that are continued side by side.
 pub(crate) struct Together<'a> {
+    llama: &'a Llama,
     steps: Steps<'a>,
-    live: Vec<bool>,
-    /// Positions of each row before the first step.
-    lengths: Vec<usize>,
+    rows: Vec<Place>,
+    /// Positions that no row may go beyond.
+    end: usize,
+    /// Positions that the first row is expected to have: the angles are those of such sequences.
+    expected: usize,
+    /// Steps whose tokens were looked at.
     done: usize,
+    stopped: bool,
+    /// Whether the GPU does not know of all rows that have ended or come.
+    changed: bool,
+}
+
+/// A row of a graph.
+struct Place {
+    live: bool,
+    /// Its positions when `from` steps were queued.
+    len: usize,
+    from: usize,
 }
 
 impl<'a> Together<'a> {
-    /// Continues all rows of `cache` behind their last `tokens`, where the longest answer lacks `left` tokens; nothing where the
-    /// GPU cannot do it by itself, or it is not worth it.
+    /// Continues all rows of `cache` behind their last `tokens`, where the longest answer lacks `left` tokens, or as far as a
+    /// graph goes; nothing where the GPU cannot do it by itself, or it is not worth it.
     pub(crate) fn new(
         llama: &'a Llama,
         cache: &mut BatchCache,
         tokens: &[u32],
-        left: usize,
+        left: Option<usize>,
     ) -> Result<Option<Self>> {
-        let lengths = cache.positions();
+        let (lengths, all_expected) = (cache.positions(), cache.expected());
         let longest = lengths.iter().copied().max().unwrap_or(0);
+        let left = left.unwrap_or(GreedySteps::ROUND);
         let Some(end) = reach(longest, left).filter(|_| llama.has_steps()) else { return Ok(None) };
         let memory = cache.with_room(end)?;
-        let steps = Steps::new(llama, memory, tokens, &lengths, &cache.expected(), end)?;
-        let live = vec![true; tokens.len()];
-        Ok(steps.map(|steps| Self { steps, live, lengths, done: 0 }))
+        let expected = all_expected.first().copied().unwrap_or(0);
+        let steps = Steps::new(llama, memory, tokens, &lengths, &all_expected, end)?;
+        let rows = lengths.into_iter().map(|len| Place { live: true, len, from: 0 }).collect();
+        let (done, stopped, changed) = (0, false, false);
+        Ok(steps.map(|steps| Self { llama, steps, rows, end, expected, done, stopped, changed }))
     }
 
-    /// The next tokens, by row; nothing once there are none, because the graph ends or more than half of the rows have ended.
-    /// Those of ended rows mean nothing.
+    /// The next tokens, by row; nothing once there are none, because the graph ends or was stopped. Those of rows that are not
+    /// [live](Together::is_live) mean nothing.
     pub(crate) fn next(&mut self) -> Result<Option<Vec<Option<u32>>>> {
+        if self.changed && !self.stopped {
+            let launched = self.steps.steps.launched();
+            let live: Vec<bool> = self.rows.iter().map(|row| row.live).collect();
+            let lengths: Vec<usize> = self.rows.iter().map(|row| row.len + launched - row.from).collect();
+            self.steps.steps.keep(&live, &lengths)?;
+            let longest = self.rows.iter().zip(&lengths).filter(|(row, _)| row.live).map(|(_, n)| *n).max();
+            self.steps.most = launched + longest.map_or(0, |n| self.end.saturating_sub(n));
+        }
+        self.changed = false;
         if self.done == self.steps.most {
             return Ok(None);
         }
@@ -146,36 +173,55 @@ impl<'a> Together<'a> {
         Ok(Some(tokens))
     }
 
+    /// Whether the last tokens have one of this row.
     pub(crate) fn is_live(&self, row: usize) -> bool {
-        self.live[row]
+        self.rows[row].live && self.rows[row].from < self.done
     }
 
-    /// Takes note of rows that have ended.
-    pub(crate) fn end(&mut self, rows: &[usize]) -> Result<()> {
-        if rows.is_empty() {
-            return Ok(());
+    /// Takes note of rows that have ended. Without `more` to come in their place, the graph ends when half of them have.
+    pub(crate) fn end(&mut self, rows: &[usize], more: bool) {
+        for &row in rows {
+            self.rows[row].live = false;
+            self.changed = true;
         }
-        rows.iter().for_each(|&row| self.live[row] = false);
-        let left = self.live.iter().filter(|live| **live).count();
-        if 2 * left <= self.live.len() {
-            self.steps.stop();
+        let left = self.rows.iter().filter(|row| row.live).count();
+        if !more && !rows.is_empty() && 2 * left <= self.rows.len() {
+            self.stop();
         }
-        if left > 0 && self.done < self.steps.most {
-            let launched = self.steps.steps.launched();
-            let lengths: Vec<usize> = self.lengths.iter().map(|n| n + launched).collect();
-            self.steps.steps.keep(&self.live, &lengths)?;
-        }
+    }
+
+    /// Queues no more steps; the tokens of those that are queued still come.
+    pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+        self.steps.stop();
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Whether a sequence of `len` positions, which is expected to have `expected`, can be one of its rows.
+    pub(crate) fn takes_in(&self, len: usize, expected: usize) -> bool {
+        len + WORTH <= self.end && self.llama.shares_angles(self.end, self.expected, expected)
+    }
+
+    /// Puts a sequence of `len` positions, whose last token was chosen and has not been read, in the place of a row that has
+    /// ended. Its memory must have been written behind all steps that were queued so far.
+    pub(crate) fn put(&mut self, row: usize, token: u32, len: usize) -> Result<()> {
+        self.steps.steps.put(row, token)?;
+        self.rows[row] = Place { live: true, len, from: self.steps.steps.launched() };
+        self.changed = true;
         Ok(())
     }
 
     /// Whether any row has not ended.
     pub(crate) fn goes_on(&self) -> bool {
-        self.live.contains(&true)
+        self.rows.iter().any(|row| row.live)
     }
 
-    /// The rows that have ended, and the positions that each row has read.
-    pub(crate) fn finish(self) -> (Vec<usize>, usize) {
-        let ended = self.live.iter().enumerate().filter(|(_, live)| !**live).map(|(row, _)| row);
-        (ended.collect(), self.done)
+    /// The positions that a row has read.
+    pub(crate) fn read(&self, row: usize) -> usize {
+        let Place { len, from, .. } = self.rows[row];
+        len + self.done.saturating_sub(from)
     }
 }

@@ -9,7 +9,7 @@ const INCOMPLETE: char = '\u{fffd}';
 /// however it is split.
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    stops: &'a [String],
+    stops: Vec<String>,
     ids: Vec<u32>,
     /// Tokens from here on are decoded again with every new one: what a token adds depends on the one before it.
     context: usize,
@@ -21,8 +21,9 @@ pub struct TextStream<'a> {
 
 impl<'a> TextStream<'a> {
     /// An empty text that ends before any of `stops`; empty stop strings are passed over.
-    pub fn new(tokenizer: &'a Tokenizer, stops: &'a [String]) -> Self {
-        Self { tokenizer, stops, ids: Vec::new(), context: 0, shown: 0, text: String::new(), stopped: false }
+    pub fn new(tokenizer: &'a Tokenizer, stops: &[String]) -> Self {
+        let (stops, ids, text) = (stops.to_vec(), Vec::new(), String::new());
+        Self { tokenizer, stops, ids, context: 0, shown: 0, text, stopped: false }
     }
 
     /// Adds a token; `true` once a stop string is complete.

@@ -1,9 +1,10 @@
 //! When a layer runs as one operation on a GPU instead of as a graph of small ones.
 
 use crate::batch_cache::BatchCache;
+use crate::packed::Packed;
 use crate::{KvCache, Llama};
 use candle_core::{DType, Result, Tensor, bail};
-use e2llm_kernels::{CachedLayer, CachedPass, Positions};
+use e2llm_kernels::{CachedLayer, CachedPass, Positions, Span};
 
 /// Widest rows and heads that the GPU's layers hold.
 const WIDEST: usize = 4096;
@@ -63,6 +64,32 @@ pub(crate) fn read_rows(
         pass.layer(layer, &keys, &values)?;
     }
     pass.finish_normal(llama.last_norm(), llama.config().rms_norm_eps, x.dims())
+}
+
+/// As [`read`], of prompts `x` (`[1, T, D]`) one behind the other, each in its place of `cache`; nothing where the GPU cannot.
+pub(crate) fn read_packed(
+    x: &Tensor,
+    llama: &Llama,
+    prompts: &[Packed],
+    cache: &BatchCache,
+) -> Result<Option<Tensor>> {
+    llama.check_unshifted()?;
+    let Some(layers) = cached(x, llama) else { return Ok(None) };
+    let Some(first) = layers.first() else { bail!("a decoder without layers") };
+    let (mut positions, mut sequences) = (Vec::new(), Vec::new());
+    for prompt in prompts {
+        positions.extend(0..prompt.len);
+        sequences.resize(positions.len(), prompt.expected);
+    }
+    let (cos, sin) = llama.angles(&positions, &sequences)?;
+    let spans: Vec<_> =
+        prompts.iter().map(|p| Span { sequence: p.place, offset: 0, positions: p.len }).collect();
+    let positions = Positions::Spans(&spans);
+    let pass = CachedPass::new(x, llama.config().head_dim, first, (&cos, &sin), positions)?;
+    for (layer, (keys, values)) in layers.iter().zip(cache.layers()) {
+        pass.layer(layer, keys, values)?;
+    }
+    pass.finish_normal(llama.last_norm(), llama.config().rms_norm_eps, x.dims()).map(Some)
 }
 
 /// The lengths of a batch's rows on the GPU, put there once for all layers.

@@ -38,8 +38,8 @@ struct Run<'a> {
     finished: Finished,
 }
 
-/// Runs what is not in the folder yet. The plan's batches have `planned` samples; `batch` is how many of them the
-/// backend gets at once, which shrinks for good when memory runs out.
+/// Runs what is not in the folder yet. `planned` is how many samples the backend is to have under way at once; it gets them in
+/// queues as long as it likes. `batch` is how many it has in fact, which shrinks for good when memory runs out.
 ///
 /// # Errors
 /// An interrupt, a store that cannot be written, data that has changed. A sample's error is a result, not an error.
@@ -63,14 +63,16 @@ pub fn execute(
     let finished = Finished::default();
     let mut run = Run { settings, plan, backend, cancel, memory, writer, reporter, finished };
     let mut examples = plan.examples()?;
-    for (start, keys) in plan.samples.chunks(planned).enumerate() {
+    // Choices are scored one by one.
+    let queue = if plan.task.info.output.is_choice() { planned } else { run.backend.queue(planned).max(1) };
+    for (start, keys) in plan.samples.chunks(queue).enumerate() {
         let mut part = Vec::with_capacity(keys.len());
         for _ in keys {
             let gone =
                 || Failure::failed(format!("task `{}`: its data has changed during the run", plan.entry.id));
             part.push(examples.next().ok_or_else(gone)??);
         }
-        // a batch that was not finished is redone whole: batching then changes no result
+        // a queue that was not finished is redone whole: batching then changes no result
         let done: Option<Vec<bool>> = keys.iter().map(|k| failed.get(&k.key()).copied()).collect();
         if let Some(done) = done {
             run.finished.errors += done.iter().filter(|failed| **failed).count() as u64;
@@ -78,7 +80,7 @@ pub fn execute(
             run.reporter.resumed(keys.len() as u64);
             continue;
         }
-        run.batch(start * planned, part, batch)?;
+        run.queue(start * queue, part, batch)?;
     }
     run.reporter.finish();
     run.writer.sync()?;
@@ -86,7 +88,7 @@ pub fn execute(
 }
 
 impl Run<'_> {
-    fn batch(&mut self, first: usize, examples: Vec<Example>, batch: &mut usize) -> Result<()> {
+    fn queue(&mut self, first: usize, examples: Vec<Example>, batch: &mut usize) -> Result<()> {
         let prompts: Vec<Prompt> =
             examples.iter().map(|e| self.plan.task.client.prompt(e)).collect::<e2llm_plugin::Result<_>>()?;
         let stored_prompts: Vec<Option<String>> =
@@ -109,7 +111,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// All turns of a batch of samples.
+    /// All turns of a queue of samples.
     fn answer(
         &mut self,
         examples: &[Example],
@@ -156,7 +158,7 @@ impl Run<'_> {
         Ok(answers.into_iter().map(|a| a.unwrap_or_else(|| Err(missing()))).collect())
     }
 
-    /// One turn of a batch, in parts where memory does not suffice.
+    /// One turn of a queue. Where memory does not suffice, it goes on from there with fewer at once.
     fn turn(
         &mut self,
         examples: &[Example],
@@ -165,36 +167,38 @@ impl Run<'_> {
     ) -> Result<Vec<Answer>> {
         let mut responses = Vec::with_capacity(open.len());
         while responses.len() < open.len() {
-            let at = responses.len();
-            let part = &open[at..open.len().min(at + *batch)];
-            let mut answered = self.ask(examples, part);
-            let exhausted = |r: &std::result::Result<Response, BackendError>| matches!(r, Err(e) if e.kind == ErrorKind::OutOfMemory);
-            if part.len() > 1 && answered.iter().any(exhausted) {
-                *batch = (part.len() / 2).max(1);
-                self.reporter.warn(&format!("out of memory: going on with {batch} requests at once"));
-                continue;
-            }
+            let part = &open[responses.len()..];
+            let mut answered = self.ask(examples, part, *batch);
             if answered.iter().any(|r| matches!(r, Err(e) if e.kind == ErrorKind::Cancelled))
                 || self.cancel.is_cancelled()
             {
                 return Err(Failure::interrupted("interrupted"));
             }
+            let exhausted = |r: &Answer| matches!(r, Err(e) if e.kind == ErrorKind::OutOfMemory);
+            let at_once = part.len().min(*batch);
+            if at_once > 1
+                && let Some(first) = answered.iter().position(exhausted)
+            {
+                *batch = (at_once / 2).max(1);
+                self.reporter.warn(&format!("out of memory: going on with {batch} requests at once"));
+                answered.truncate(first);
+                responses.append(&mut answered);
+                continue;
+            }
             answered.truncate(part.len());
             let short = part.len() - answered.len();
-            let missing =
-                || Err(BackendError::new(ErrorKind::Failed, "the backend gave no answer to this request"));
-            answered.extend((0..short).map(|_| missing()));
+            answered.extend((0..short).map(|_| Err(BackendError::unanswered())));
             responses.append(&mut answered);
         }
         Ok(responses)
     }
 
     /// The answers, with the peak of memory of all of them in each.
-    fn ask(&mut self, examples: &[Example], part: &[(usize, Prompt)]) -> Vec<Answer> {
+    fn ask(&mut self, examples: &[Example], part: &[(usize, Prompt)], at_once: usize) -> Vec<Answer> {
         if let Some(memory) = &mut self.memory {
             memory.reset();
         }
-        let mut answers = self.answers(examples, part);
+        let mut answers = self.answers(examples, part, at_once);
         if let Some(peak) = self.memory.as_mut().and_then(|memory| memory.peak()) {
             for answer in answers.iter_mut().flatten() {
                 answer.usage.peak_memory.get_or_insert(peak);
@@ -203,12 +207,12 @@ impl Run<'_> {
         answers
     }
 
-    fn answers(&mut self, examples: &[Example], part: &[(usize, Prompt)]) -> Vec<Answer> {
+    fn answers(&mut self, examples: &[Example], part: &[(usize, Prompt)], at_once: usize) -> Vec<Answer> {
         let requests: Vec<Request> =
             part.iter().map(|(i, p)| plan::request(self.settings, &examples[*i], p.clone())).collect();
         let output = self.plan.task.info.output;
         if !output.is_choice() {
-            return self.backend.generate(&requests);
+            return self.backend.generate_queue(&requests, at_once);
         }
         let choose = |(request, (_, prompt)): (&Request, &(usize, Prompt))| {
             let choice = self.backend.choose(request, &prompt.choices)?;

@@ -37,7 +37,7 @@ use e2llm_lm::{
     Segment, Tokenizer,
 };
 use model::{DECODER, load_encoder};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The registry entry.
 pub fn spec() -> BackendSpec {
@@ -75,9 +75,15 @@ struct Cepe {
     parameters: u64,
     /// What is trained of the decoder, until it is loaded.
     cross: Option<Params>,
-    /// Keys and values of the last prompt's context, and which text they are of.
+    latest: Mutex<Latest>,
+}
+
+/// Of the prompt that was prepared last.
+#[derive(Default)]
+struct Latest {
+    /// Keys and values of the last context that was read.
     read: Option<Read>,
-    /// Whether the prompt that was prepared last has any.
+    /// Whether the prompt has any.
     reads: bool,
 }
 
@@ -121,24 +127,23 @@ impl Cepe {
             wave: at_least(&context.options, "encode_batch", 1)?,
             parameters: specs.iter().map(|s| s.len() as u64).sum(),
             cross: Some(params),
-            read: None,
-            reads: false,
+            latest: Mutex::default(),
             config,
         })
     }
 
     /// Makes keys and values of a text's states, or takes those of the last time.
-    fn read(&mut self, decoder: &Decoder, text: &str) -> Result<usize, BackendError> {
-        if let Some(read) = self.read.as_ref().filter(|r| r.text == text) {
+    fn read(&self, latest: &mut Latest, decoder: &Decoder, text: &str) -> Result<usize, BackendError> {
+        if let Some(read) = latest.read.as_ref().filter(|r| r.text == text) {
             return Ok(read.states);
         }
-        self.read = None;
+        latest.read = None;
         let window = self.encoder.config().window();
         let chunks = e2llm::encoder_chunks(text, &self.chunker, &self.tokenizer, window)?;
         let states = self.states(&chunks, decoder)?;
         let keys = Arc::new(decoder.model.llama.cross_keys(&states)?);
         let states = states.dim(1).map_err(LmError::from)?;
-        self.read = Some(Read { text: text.to_owned(), keys, states });
+        latest.read = Some(Read { text: text.to_owned(), keys, states });
         Ok(states)
     }
 
@@ -220,7 +225,7 @@ impl Method for Cepe {
         if self.trained { self.parameters } else { 0 }
     }
 
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         let context = prompt.context.as_str();
         let chunks = self.chunker.chunks(context);
         let shown = prompt.template.contains("{context}");
@@ -242,8 +247,10 @@ impl Method for Cepe {
             budget = seen.saturating_sub(excess);
         };
         let earlier = &context[..start];
-        self.reads = !earlier.trim().is_empty();
-        let states = if self.reads { self.read(decoder, earlier)? } else { 0 };
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.reads = !earlier.trim().is_empty();
+        let states = if latest.reads { self.read(&mut latest, decoder, earlier)? } else { 0 };
+        drop(latest);
         let context_tokens = decoder.tokenizer.encode(context, false)?.len();
         let usage = Usage {
             prompt_tokens: ids.len() as u64,
@@ -263,7 +270,8 @@ impl Method for Cepe {
     /// Of the prompt that was prepared last.
     fn memory(&self, _decoder: &Decoder, _prompt: usize, expected: usize) -> Box<dyn Memory> {
         let own = KvCache::new(expected);
-        match self.read.as_ref().filter(|_| self.reads) {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        match latest.read.as_ref().filter(|_| latest.reads) {
             Some(read) => Box::new(CrossMemory::new(own, Arc::clone(&read.keys))),
             None => Box::new(own),
         }

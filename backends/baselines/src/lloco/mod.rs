@@ -37,6 +37,7 @@ use e2llm_backend::{
 use e2llm_lm::{DecoderFiles, Llama, LmError, Precision, Segment, TensorSpec};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use store::Store;
 
 /// The registry entry.
@@ -69,7 +70,7 @@ struct Lloco {
     specs: Vec<TensorSpec>,
     tensors: Option<BTreeMap<String, Tensor>>,
     eos: Option<u32>,
-    compressor: Option<(Compressor, Store)>,
+    compressor: Option<(Compressor, Mutex<Store>)>,
     style: E2llmConfig,
 }
 
@@ -107,10 +108,11 @@ impl Lloco {
     }
 
     /// A context's summary vectors `[n, D]`, from the store or by compressing it.
-    fn summaries(&mut self, decoder: &Decoder, text: &str, ids: &[u32]) -> Result<Tensor, BackendError> {
-        let Some((compressor, store)) = &mut self.compressor else {
+    fn summaries(&self, decoder: &Decoder, text: &str, ids: &[u32]) -> Result<Tensor, BackendError> {
+        let Some((compressor, store)) = &self.compressor else {
             return Err(BackendError::failed(&LmError::Input("the decoder is not loaded".into())));
         };
+        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
         let key = store.key(text);
         if let Some(known) = store.get(&key, decoder.model.llama.device())? {
             return Ok(known);
@@ -148,7 +150,8 @@ impl Method for Lloco {
         }
         let folder = self.context.options.text("store");
         let folder = (!folder.is_empty()).then(|| PathBuf::from(folder));
-        self.compressor = Some((model.compressor, Store::new(folder, self.fingerprint(precision)?)?));
+        let store = Store::new(folder, self.fingerprint(precision)?)?;
+        self.compressor = Some((model.compressor, Mutex::new(store)));
         let what = "summary vectors carry little meaning, and neither do the scores";
         Ok(if self.trained { Vec::new() } else { vec![trained::untrained(METHOD, what)] })
     }
@@ -161,7 +164,7 @@ impl Method for Lloco {
         if self.trained { self.parameters() } else { 0 }
     }
 
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         if prompt.instruction.is_empty() && prompt.context.is_empty() {
             return Err(BackendError::new(ErrorKind::BadRequest, "the prompt is empty"));
         }

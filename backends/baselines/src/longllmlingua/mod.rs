@@ -355,7 +355,7 @@ fn finishing(decoder: &Decoder, context: &str, chunks: &[Chunk], thinned: &[Thin
         kept.extend(stay.map(|(i, (span, _))| Kept { bytes: span.clone(), place: first + i }));
     }
     let (tokenizer, context) = (Arc::clone(&decoder.tokenizer), context.to_owned());
-    Box::new(move |answer: &str| {
+    Arc::new(move |answer: &str| {
         let tokens = tokenizer.encode_with_offsets(answer)?;
         let mut end = 0;
         let spans = tokens.into_iter().map(|(_, range)| {
@@ -368,7 +368,7 @@ fn finishing(decoder: &Decoder, context: &str, chunks: &[Chunk], thinned: &[Thin
 }
 
 impl Method for LongLlmLingua {
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         let whole = Whole::new(decoder, prompt)?;
         let n = decoder.tokenizer.encode(&prompt.context, false)?.len();
         let most = decoder.window.saturating_sub(room);

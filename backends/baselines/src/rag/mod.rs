@@ -29,6 +29,7 @@ use rank::{by_score, cosine, fused};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 const NAME: &str = "rag";
 /// Between chunks that do not touch.
@@ -135,7 +136,7 @@ struct Rag {
     b: f64,
     encoder: Option<Encoder>,
     /// The last context: questions about one document come one after another.
-    indexed: Option<Index>,
+    indexed: Mutex<Option<Index>>,
 }
 
 struct Encoder {
@@ -179,7 +180,7 @@ impl Rag {
             k1: positive(options, "k1")?,
             b,
             encoder,
-            indexed: None,
+            indexed: Mutex::new(None),
         })
     }
 
@@ -201,8 +202,14 @@ impl Rag {
         Ok(chunks)
     }
 
-    fn index(&mut self, context: &str, decoder: &Decoder) -> Result<(), BackendError> {
-        if self.indexed.as_ref().is_some_and(|index| index.context == context) {
+    /// Puts the index of a context in the place of that of another one.
+    fn index(
+        &self,
+        indexed: &mut Option<Index>,
+        context: &str,
+        decoder: &Decoder,
+    ) -> Result<(), BackendError> {
+        if indexed.as_ref().is_some_and(|index| index.context == context) {
             return Ok(());
         }
         let chunks = self.chunks(context)?;
@@ -214,7 +221,7 @@ impl Rag {
         };
         let needs_words = self.retriever != Retriever::Dense;
         let words = needs_words.then(|| Bm25::new(texts.iter().copied(), self.k1, self.b));
-        self.indexed = Some(Index { context: context.to_owned(), chunks, embeddings, words });
+        *indexed = Some(Index { context: context.to_owned(), chunks, embeddings, words });
         Ok(())
     }
 
@@ -330,10 +337,11 @@ impl Method for Rag {
         self.encoder.as_ref().map_or(0, |e| e.parameters)
     }
 
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         let context = prompt.context.as_str();
-        self.index(context, decoder)?;
-        let Some(index) = &self.indexed else {
+        let mut indexed = self.indexed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.index(&mut indexed, context, decoder)?;
+        let Some(index) = &*indexed else {
             return Whole::new(decoder, prompt)?.within_window(decoder, room);
         };
         let n = index.chunks.len();

@@ -84,7 +84,7 @@ fn what_the_question_names_is_read() {
     prompt.instruction = "Zebra sleep?".into();
     for (retriever, top_k) in [("bm25", "1"), ("bm25", "3"), ("hybrid", "12"), ("dense", "12")] {
         let options = [("retriever", retriever), ("chunk_chars", "31"), ("top_k", top_k)];
-        let mut rag = Rag::new(&context(&files, &options)).unwrap();
+        let rag = Rag::new(&context(&files, &options)).unwrap();
         let Prepared { segments, usage, .. } = rag.prepare(&decoder, &prompt, 8).unwrap();
         let [Segment::Ids(ids)] = segments.as_slice() else { panic!("one segment of ids") };
         let text = decoder.tokenizer.decode(ids, false).unwrap();
@@ -106,7 +106,7 @@ fn chunks_stand_in_the_order_of_the_document() {
     let mut prompt = prompt("one fish. two birds. red fish. blue bird fish. ", false);
     (prompt.instruction, prompt.template) = ("blue fish".into(), "{context}|{instruction}".into());
     let options = [("retriever", "bm25"), ("chunk_chars", "12"), ("top_k", "3")];
-    let mut rag = Rag::new(&context(&files, &options)).unwrap();
+    let rag = Rag::new(&context(&files, &options)).unwrap();
     let prepared = rag.prepare(&decoder, &prompt, 8).unwrap();
     let [Segment::Ids(ids)] = prepared.segments.as_slice() else { panic!("one segment of ids") };
     let text = decoder.tokenizer.decode(ids, true).unwrap();
@@ -148,7 +148,7 @@ fn a_document_is_encoded_once() {
     let mut rag = Rag::new(&context(&files, &[("chunk_chars", "31")])).unwrap();
     let first = prompt(&sentences(), true);
     rag.prepare(&decoder, &first, 8).unwrap();
-    let index = rag.indexed.as_mut().unwrap();
+    let index = rag.indexed.get_mut().unwrap().as_mut().unwrap();
     index.chunks.truncate(3);
     index.embeddings.truncate(3);
     let usage = rag.prepare(&decoder, &first, 8).unwrap().usage;

@@ -53,6 +53,8 @@ impl SelfExtend {
 }
 
 impl Method for SelfExtend {
+    const READS_TEXT_ONLY: bool = true;
+
     fn configure(&mut self, config: &mut LlamaConfig) -> Result<Vec<String>, BackendError> {
         let (window, near) = (config.max_position_embeddings, self.neighbours);
         if near >= window {
@@ -63,7 +65,7 @@ impl Method for SelfExtend {
         Ok(Vec::new())
     }
 
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         Whole::new(decoder, prompt)?.within_window(decoder, room)
     }
 

@@ -69,7 +69,9 @@ impl SnapKv {
 }
 
 impl Method for SnapKv {
-    fn prepare(&mut self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    const READS_TEXT_ONLY: bool = true;
+
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
         let whole = Whole::new(decoder, prompt)?;
         let gone = whole.ids.len().saturating_sub(self.0.budget);
         // Heads keep different positions: the context's share of what they drop is not known, only its size. What

@@ -65,12 +65,9 @@ fn shared(a: &Range<usize>, b: &Range<usize>) -> usize {
 }
 
 impl Method for Streaming {
-    fn prepare(
-        &mut self,
-        decoder: &Decoder,
-        prompt: &Prompt,
-        _room: usize,
-    ) -> Result<Prepared, BackendError> {
+    const READS_TEXT_ONLY: bool = true;
+
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, _room: usize) -> Result<Prepared, BackendError> {
         let whole = Whole::new(decoder, prompt)?;
         let mut usage = whole.usage();
         let gone = evicted(whole.ids.len(), self.sinks, decoder.window);

@@ -12,15 +12,14 @@ use crate::cache::{ContextCache, ContextKey, EncodedContext};
 use crate::checkpoint::{self, CheckpointError, Sources};
 use crate::model::E2llmModel;
 use crate::prompt::{PromptIds, PromptStyle};
-use crate::texts::{Reader, Text, TokenCount};
+use crate::texts::{Chunks, Reader, Text, Texts, TokenCount};
 use candle_core::Tensor;
 use e2llm_backend::{
-    Backend, BackendError, BackendInfo, BuildContext, CancelFlag, Choice, Chunker, ErrorKind, Prompt,
-    Request, Response, TokenCounter, Usage,
+    Backend, BackendError, BackendInfo, BuildContext, CancelFlag, Choice, ErrorKind, Prompt, Request,
+    Response, TokenCounter, Usage,
 };
-use e2llm_lm::{LmError, Segment, Tokenizer, answer_batch, score_continuations};
+use e2llm_lm::{Desk, LmError, Segment, Tokenizer, answer_queue, queue_of, score_continuations};
 use setup::{bad_option, info, settings};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,8 +27,7 @@ use std::time::{Duration, Instant};
 pub struct E2llmBackend {
     info: BackendInfo,
     model: E2llmModel,
-    chunker: Chunker,
-    encoder_tokenizer: Tokenizer,
+    reader: Arc<Reader>,
     tokenizer: Arc<Tokenizer>,
     eos_ids: Vec<u32>,
     window: usize,
@@ -58,18 +56,6 @@ struct Prepared {
     time: Duration,
 }
 
-impl Prepared {
-    /// With its context counted, at the latest now.
-    fn counted(mut self, context: &str, tokenizer: &Tokenizer) -> e2llm_lm::Prepared {
-        let tokens = self.count.map_or(0, |count| count.of(context, tokenizer)) as u64;
-        (self.usage.context_tokens, self.usage.context_compressed) = (tokens, tokens);
-        e2llm_lm::Prepared { segments: self.segments, usage: self.usage, time: self.time }
-    }
-}
-
-/// The contexts of a batch.
-type Texts<'a> = BTreeMap<ContextKey, Text<'a>>;
-
 impl E2llmBackend {
     /// Loads the model.
     ///
@@ -90,11 +76,15 @@ impl E2llmBackend {
         let encoder_tokenizer = loaded.encoder.tokenizer.take().ok_or_else(|| no_tokenizer("encoder"))?;
         let tokenizer = loaded.decoder.tokenizer.take().ok_or_else(|| no_tokenizer("decoder"))?;
         let chunker = loaded.model.config().chunker().map_err(|e| BackendError::failed(&e))?;
+        let reader = Reader {
+            chunker,
+            tokenizer: encoder_tokenizer,
+            window: loaded.model.encoder().config().window(),
+        };
         Ok(Self {
             info,
             model: loaded.model,
-            chunker,
-            encoder_tokenizer,
+            reader: Arc::new(reader),
             tokenizer: Arc::new(tokenizer),
             eos_ids,
             window,
@@ -110,17 +100,41 @@ impl E2llmBackend {
         self.contexts_encoded
     }
 
-    /// Contexts of a batch that are not in the cache, as ids.
-    fn read<'a>(&self, batch: &'a [Request]) -> BTreeMap<ContextKey, Text<'a>> {
-        let contexts = batch.iter().map(|request| request.prompt.context.as_str());
-        let keyed = contexts.filter(|c| !c.is_empty()).map(|c| (ContextKey::new(c), c));
-        let new = keyed.filter(|(key, _)| !self.cache.has(key)).collect();
-        self.reader().read_all(new)
+    /// Contexts of a queue that are not in the cache.
+    fn texts<'a>(&self, queue: &'a [Request]) -> Texts<'a> {
+        let mut texts = Texts::default();
+        for context in queue.iter().map(|r| r.prompt.context.as_str()).filter(|c| !c.is_empty()) {
+            let key = ContextKey::new(context);
+            if !self.cache.has(&key) {
+                texts.add(key, context);
+            }
+        }
+        texts
     }
 
-    fn reader(&self) -> Reader<'_> {
-        let window = self.model.encoder().config().window();
-        Reader { chunker: &self.chunker, tokenizer: &self.encoder_tokenizer, window }
+    /// Calls `work` while other threads read the contexts of a queue, in its order, and then count their tokens.
+    fn with_texts<'a, R>(
+        &mut self,
+        queue: &'a [Request],
+        work: impl FnOnce(&mut Self, &Texts<'a>) -> R,
+    ) -> R {
+        let texts = self.texts(queue);
+        let (reader, tokenizer) = (Arc::clone(&self.reader), Arc::clone(&self.tokenizer));
+        rayon::in_place_scope(|scope| {
+            for text in texts.iter() {
+                let reader = &reader;
+                scope.spawn(move |_| {
+                    text.chunks(reader);
+                });
+            }
+            for text in texts.iter() {
+                let tokenizer = &tokenizer;
+                scope.spawn(move |_| {
+                    text.count.of(text.context, tokenizer);
+                });
+            }
+            work(self, &texts)
+        })
     }
 
     /// A context's soft tokens, from the cache or by encoding it, and how long its text took to read.
@@ -134,16 +148,23 @@ impl E2llmBackend {
             return Ok((known, Duration::ZERO));
         }
         // One that was cached when the batch was read may have been driven out since.
-        let Text { chunks, time, count, .. } =
-            texts.get(&key).cloned().unwrap_or_else(|| self.reader().read(context));
-        let chunks = chunks?;
+        let own;
+        let text = match texts.get(&key) {
+            Some(text) => text,
+            None => {
+                own = Text::new(context);
+                &own
+            }
+        };
+        let Chunks { ids, time } = text.chunks(&self.reader);
+        let chunks = ids.as_ref().map_err(BackendError::clone)?;
         // Refused before the work is done: encoding a million tokens takes its time.
         let soft = chunks.len() * self.model.config().soft_tokens_per_chunk;
         self.check_room(soft, chunks.len(), 0, 0)?;
-        let encoded = EncodedContext { soft: self.encode_in_waves(&chunks)?, count };
+        let encoded = EncodedContext { soft: self.encode_in_waves(chunks)?, count: text.count.clone() };
         self.contexts_encoded += 1;
         self.cache.insert(key, encoded.clone());
-        Ok((encoded, time))
+        Ok((encoded, *time))
     }
 
     /// Soft tokens `[C k, D]` in the order of the chunks. Chunks of like length share a wave, so that little is padded.
@@ -222,28 +243,6 @@ impl E2llmBackend {
         Err(BackendError::new(ErrorKind::ContextTooLong, message))
     }
 
-    /// The prompts of requests, each with the time that it took. Texts are read first, by all cores, and while contexts
-    /// are encoded their tokens are counted; a prompt's time is that of its own text and encoding.
-    fn prompts(
-        &mut self,
-        batch: &[Request],
-        room: impl Fn(&Request) -> usize,
-    ) -> Vec<Result<e2llm_lm::Prepared, BackendError>> {
-        let texts = self.read(batch);
-        let tokenizer = Arc::clone(&self.tokenizer);
-        let prompts: Vec<_> = rayon::in_place_scope(|scope| {
-            for text in texts.values() {
-                let tokenizer = &tokenizer;
-                scope.spawn(move |_| {
-                    text.count.of(text.context, tokenizer);
-                });
-            }
-            batch.iter().map(|r| self.timed(r, &texts, room(r), batch.len() == 1)).collect()
-        });
-        let with = batch.iter().zip(prompts);
-        with.map(|(r, prepared)| prepared.map(|p| p.counted(&r.prompt.context, &tokenizer))).collect()
-    }
-
     /// A request's prompt; `alone` says that nothing else is waited for at the same time.
     fn timed(
         &mut self,
@@ -252,13 +251,14 @@ impl E2llmBackend {
         room: usize,
         alone: bool,
     ) -> Result<Prepared, BackendError> {
-        let start = Instant::now();
         self.cancel.check()?;
+        let device = self.model.decoder().device().clone();
+        // An accelerator may still work on others, and would on this one in the time of the next.
+        let wait = || if alone { Ok(()) } else { device.synchronize().map_err(LmError::from) };
+        wait()?;
+        let start = Instant::now();
         let prepared = self.prepare(request, texts, room)?;
-        if !alone {
-            // An accelerator still works on it, and the next one would wait in its time.
-            self.model.decoder().device().synchronize().map_err(LmError::from)?;
-        }
+        wait()?;
         Ok(Prepared { time: prepared.time + start.elapsed(), ..prepared })
     }
 }
@@ -269,9 +269,37 @@ impl Backend for E2llmBackend {
     }
 
     fn generate(&mut self, batch: &[Request]) -> Vec<Result<Response, BackendError>> {
-        let prompts = self.prompts(batch, |request| request.generation.max_new_tokens);
-        let cancelled = || self.cancel.is_cancelled();
-        answer_batch(self.model.decoder(), &self.tokenizer, &self.eos_ids, batch, prompts, &cancelled)
+        self.generate_queue(batch, batch.len())
+    }
+
+    fn generate_queue(&mut self, queue: &[Request], at_once: usize) -> Vec<Result<Response, BackendError>> {
+        let (decoder, tokenizer) = (self.model.decoder().clone(), Arc::clone(&self.tokenizer));
+        let (eos_ids, cancel) = (self.eos_ids.clone(), self.cancel.clone());
+        let cancelled = || cancel.is_cancelled();
+        let desk =
+            Desk { llama: &decoder, tokenizer: Some(&tokenizer), eos_ids: &eos_ids, cancelled: &cancelled };
+        let mut counts: Vec<Option<TokenCount>> = vec![None; queue.len()];
+        let answers = self.with_texts(queue, |own, texts| {
+            answer_queue(desk, queue, at_once, &mut |i| {
+                let room = queue[i].generation.max_new_tokens;
+                let Prepared { segments, usage, count, time } =
+                    own.timed(&queue[i], texts, room, queue.len() == 1)?;
+                counts[i] = count;
+                Ok(e2llm_lm::Prepared { segments, usage, time })
+            })
+        });
+        let with_counts = answers.into_iter().zip(queue).zip(counts);
+        let counted = with_counts.map(|((answer, request), count)| {
+            answer.map(|response| {
+                let usage = counted(response.usage, count, &request.prompt.context, &tokenizer);
+                Response { usage, ..response }
+            })
+        });
+        counted.collect()
+    }
+
+    fn queue(&self, at_once: usize) -> usize {
+        queue_of(at_once)
     }
 
     fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {
@@ -279,11 +307,12 @@ impl Backend for E2llmBackend {
         self.cancel.check()?;
         let continuations = e2llm_lm::continuation_ids(&self.tokenizer, choices)?;
         let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
-        let prompt = self.prompts(std::slice::from_ref(request), |_| longest).pop();
-        let unread = || BackendError::new(ErrorKind::Failed, "the prompt was not read");
-        let e2llm_lm::Prepared { segments, mut usage, .. } = prompt.unwrap_or_else(|| Err(unread()))?;
+        let alone = std::slice::from_ref(request);
+        let prepared = self.with_texts(alone, |own, texts| own.timed(request, texts, longest, true));
+        let Prepared { segments, usage, count, .. } = prepared?;
         let cancelled = || self.cancel.is_cancelled();
         let scores = score_continuations(self.model.decoder(), &segments, &continuations, &cancelled)?;
+        let mut usage = counted(usage, count, &request.prompt.context, &self.tokenizer);
         usage.time_to_first_token = start.elapsed().as_secs_f64();
         let tokens = continuations.iter().map(Vec::len).collect();
         Ok(Choice { log_likelihoods: scores, tokens, usage })
@@ -292,6 +321,12 @@ impl Backend for E2llmBackend {
     fn token_counter(&self) -> Option<TokenCounter> {
         Some(e2llm_lm::token_counter(&self.tokenizer))
     }
+}
+
+/// With the context's length, counted at the latest now.
+fn counted(usage: Usage, count: Option<TokenCount>, context: &str, tokenizer: &Tokenizer) -> Usage {
+    let tokens = count.map_or(0, |count| count.of(context, tokenizer)) as u64;
+    Usage { context_tokens: tokens, context_compressed: tokens, ..usage }
 }
 
 fn style<'a>(prompt: &'a Prompt, tokenizer: &'a Tokenizer) -> PromptStyle<'a> {

@@ -1,17 +1,21 @@
-//! Answering several prompts at once: each is read alone, then all answers get their next token in one pass.
+//! Answering several prompts at once: all answers get their next token in one pass, and a prompt that waits takes the place of
+//! an answer that has ended.
 //!
-//! Every weight is read once for all rows, which is what decoding spends its time on. An answer that has ended leaves
-//! the batch, so the others do not wait for it, and what goes wrong with one row ends that row only.
+//! Every weight is read once for all rows, which is what decoding spends its time on. No answer waits for another one, and
+//! what goes wrong with one row ends that row only. What is done when depends on the prompts alone and on no clock, so that
+//! the same queue is answered in the same way again.
+
+mod reading;
+#[cfg(feature = "cuda")]
+mod together;
+mod waiting;
 
 use crate::batch_cache::BatchCache;
 use crate::generate::{Writer, finite, likeliest};
-#[cfg(feature = "cuda")]
-use crate::steps::{Together, not_finite};
-use crate::{
-    Generated, Generation, Llama, LmError, Result, Segment, Tokenizer, generate, prefill, prompt_len,
-};
-use candle_core::{DType, IndexOp};
+use crate::{Generated, Generation, Llama, LmError, Result, Segment, Tokenizer, generate};
+use candle_core::{DType, IndexOp, Tensor};
 use std::time::{Duration, Instant};
+use waiting::Waiting;
 
 /// New positions that room is made for before the first token.
 const AHEAD: usize = 256;
@@ -25,25 +29,33 @@ pub struct Ask<'a> {
     pub settings: &'a Generation,
 }
 
-/// An answer being written.
-struct Row<'a> {
-    /// Which prompt it answers.
-    ask: usize,
-    writer: Writer<'a>,
-    prompt_tokens: usize,
-    time_to_first_token: Duration,
-    decode_time: Duration,
+/// A prompt of a queue.
+#[derive(Debug, Clone)]
+pub struct Queued {
+    /// What its answer is handed out with.
+    pub number: usize,
+    /// The prompt.
+    pub prompt: Vec<Segment>,
+    /// How the answer is chosen and where it ends.
+    pub settings: Generation,
 }
 
-impl Row<'_> {
-    fn finish(self) -> Result<Generated> {
-        self.writer.finish(self.prompt_tokens, self.time_to_first_token, self.decode_time)
-    }
+/// What all answers of a queue are written with.
+#[derive(Clone, Copy)]
+pub struct Desk<'a> {
+    /// The decoder.
+    pub llama: &'a Llama,
+    /// Without it answers have no text, and stop strings cannot be given.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Tokens that end an answer.
+    pub eos_ids: &'a [u32],
+    /// Asked before every block of a prompt and every pass.
+    pub cancelled: &'a dyn Fn() -> bool,
 }
 
 /// Answers prompts side by side; the result is that of [`generate`] for each of them, up to rounding.
 ///
-/// An answer's time to its first token is that of reading its own prompt, without the wait for those before it; its
+/// An answer's time to its first token is that of the pass in which its prompt was read, without the wait for others; its
 /// decoding time is that of the passes it took part in.
 pub fn generate_batch(
     llama: &Llama,
@@ -52,204 +64,199 @@ pub fn generate_batch(
     asks: &[Ask<'_>],
     cancelled: &dyn Fn() -> bool,
 ) -> Vec<Result<Generated>> {
-    if let [ask] = asks {
-        return vec![generate(llama, tokenizer, eos_ids, ask.prompt, ask.settings, cancelled)];
-    }
-    if asks.is_empty() {
-        return Vec::new();
-    }
-    let room = |a: &Ask<'_>| prompt_len(a.prompt) + a.settings.max_new_tokens.min(AHEAD);
-    let room = asks.iter().map(room).max().unwrap_or(0).max(1);
-    let mut cache = match BatchCache::new(llama.config(), (asks.len(), room), llama.dtype(), llama.device()) {
-        Ok(cache) => cache,
-        Err(error) => return asks.iter().map(|_| Err(again(&error))).collect(),
-    };
+    let desk = Desk { llama, tokenizer, eos_ids, cancelled };
+    let mut queue = asks.iter().enumerate().map(|(number, ask)| Queued {
+        number,
+        prompt: ask.prompt.to_vec(),
+        settings: ask.settings.clone(),
+    });
     let mut results: Vec<Option<Result<Generated>>> = asks.iter().map(|_| None).collect();
-    let mut rows: Vec<Row<'_>> = Vec::with_capacity(asks.len());
-    for (ask, result) in results.iter_mut().enumerate() {
-        let start = Start { llama, tokenizer, eos_ids, cancelled };
-        match start.row(ask, &asks[ask], &mut cache) {
-            Ok(row) if row.writer.has_ended() => *result = Some(row.finish()),
-            Ok(row) => rows.push(row),
-            Err(error) => *result = Some(Err(error)),
-        }
-    }
-    while !rows.is_empty() {
-        #[cfg(feature = "cuda")]
-        if let Err(error) = go_on(llama, &mut rows, &mut cache, &mut results, cancelled) {
-            for row in rows.drain(..).filter(|row| results[row.ask].is_none()).collect::<Vec<_>>() {
-                let ask = row.ask;
-                results[ask] = Some(if row.writer.has_ended() { row.finish() } else { Err(same(&error)) });
-            }
-        }
-        if rows.is_empty() {
-            break;
-        }
-        let start = Instant::now();
-        let tokens = match step(llama, &mut rows, &mut cache, cancelled) {
-            Ok(tokens) => tokens,
-            Err(error) => {
-                for row in rows {
-                    results[row.ask] = Some(Err(same(&error)));
-                }
-                break;
-            }
-        };
-        let mut ended = Vec::new();
-        for (i, (row, token)) in rows.iter_mut().zip(tokens).enumerate() {
-            if let Err(error) = token.and_then(|token| row.writer.push(token)) {
-                results[row.ask] = Some(Err(error));
-            }
-            if results[row.ask].is_some() || row.writer.has_ended() {
-                ended.push(i);
-            }
-        }
-        let time = start.elapsed();
-        rows.iter_mut().for_each(|row| row.decode_time += time);
-        if let Err(error) = leave(ended, &mut rows, &mut cache, &mut results) {
-            for row in rows.drain(..) {
-                results[row.ask] = Some(Err(same(&error)));
-            }
-        }
-    }
-    let unanswered = || Err(LmError::Input("a prompt was left unanswered".to_owned()));
-    results.into_iter().map(|r| r.unwrap_or_else(unanswered)).collect()
+    let ended =
+        generate_queue(desk, asks.len(), &mut || queue.next(), &mut |i, answer| results[i] = Some(answer));
+    let unanswered = || match &ended {
+        Err(error) => same(error),
+        Ok(()) => LmError::Input("a prompt was left unanswered".to_owned()),
+    };
+    results.into_iter().map(|r| r.unwrap_or_else(|| Err(unanswered()))).collect()
 }
 
-/// Takes rows that have ended out of the batch.
-fn leave(
-    ended: Vec<usize>,
-    rows: &mut Vec<Row<'_>>,
-    cache: &mut BatchCache,
-    results: &mut [Option<Result<Generated>>],
+/// Answers the prompts that `next` gives until it gives none, `at_once` of them at a time, and hands each answer with its
+/// prompt's number to `done`, in any order. Times are those of [`generate_batch`].
+///
+/// # Errors
+/// What ends all of the queue: an interrupt, a pass that failed. Prompts that `next` gave have had that error as their
+/// answer then; it is not asked for others.
+pub fn generate_queue(
+    desk: Desk<'_>,
+    at_once: usize,
+    next: &mut dyn FnMut() -> Option<Queued>,
+    done: &mut dyn FnMut(usize, Result<Generated>),
 ) -> Result<()> {
-    // From the last one on, so that those that take a place have been looked at.
-    for i in ended.into_iter().rev() {
-        let row = rows.swap_remove(i);
-        let ask = row.ask;
-        if results[ask].is_none() {
-            results[ask] = Some(row.finish());
-        }
-        cache.swap_remove(i)?;
-    }
-    Ok(())
-}
-
-/// Writes on as long as the GPU can by itself, which it can for greedy answers.
-#[cfg(feature = "cuda")]
-fn go_on(
-    llama: &Llama,
-    rows: &mut Vec<Row<'_>>,
-    cache: &mut BatchCache,
-    results: &mut [Option<Result<Generated>>],
-    cancelled: &dyn Fn() -> bool,
-) -> Result<()> {
-    while !rows.is_empty() && rows.iter().all(|row| row.writer.is_greedy()) {
-        let mut start = Instant::now();
-        let last: Vec<u32> = rows.iter().map(|row| row.writer.last()).collect();
-        let left = rows.iter().map(|row| row.writer.left()).max().unwrap_or(0);
-        let Some(mut together) = Together::new(llama, cache, &last, left)? else { return Ok(()) };
-        while together.goes_on()
-            && let Some(tokens) = together.next()?
-        {
-            if cancelled() {
+    let Desk { llama, tokenizer, eos_ids, cancelled } = desk;
+    if at_once <= 1 {
+        while let Some(Queued { number, prompt, settings }) = next() {
+            let answer = generate(llama, tokenizer, eos_ids, &prompt, &settings, cancelled);
+            let stopped = matches!(answer, Err(LmError::Cancelled));
+            done(number, answer);
+            if stopped {
                 return Err(LmError::Cancelled);
             }
-            let mut ended = Vec::new();
-            let time = start.elapsed();
-            for (i, (row, token)) in rows.iter_mut().zip(tokens).enumerate() {
-                if !together.is_live(i) {
+        }
+        return Ok(());
+    }
+    let mut waiting = Waiting::new(next);
+    let first = waiting.look_ahead(at_once);
+    let (places, room) = (first.len(), first.iter().map(room).max().unwrap_or(0).max(1));
+    if places == 0 {
+        return Ok(());
+    }
+    let cache = BatchCache::new(llama.config(), (places, room), llama.dtype(), llama.device());
+    let ended = match cache {
+        Ok(cache) => {
+            let mut batch = Batch { desk, waiting: &mut waiting, done: &mut *done, rows: Vec::new(), cache };
+            let ended = batch.run();
+            if let Err(error) = &ended {
+                batch.fail(error);
+            }
+            ended
+        }
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = &ended {
+        waiting.take_all().for_each(|queued| done(queued.number, Err(same(error))));
+    }
+    ended
+}
+
+/// Positions to make room for.
+fn room(queued: &Queued) -> usize {
+    crate::prompt_len(&queued.prompt) + queued.settings.max_new_tokens.min(AHEAD)
+}
+
+/// An answer being written.
+struct Row<'a> {
+    /// Number of the prompt it answers.
+    number: usize,
+    writer: Writer<'a>,
+    /// What ended it otherwise than the writer.
+    failed: Option<LmError>,
+    prompt_tokens: usize,
+    /// Positions its sequence is expected to have.
+    expected: usize,
+    time_to_first_token: Duration,
+    decode_time: Duration,
+}
+
+impl Row<'_> {
+    fn is_over(&self) -> bool {
+        self.failed.is_some() || self.writer.has_ended()
+    }
+
+    /// Takes the next token, or why there is none.
+    fn take(&mut self, token: Result<u32>) {
+        self.failed = token.and_then(|token| self.writer.push(token)).err();
+    }
+
+    /// Hands its answer out; `error` is that of one that is not over.
+    fn hand_out(self, error: Option<&LmError>, done: &mut dyn FnMut(usize, Result<Generated>)) {
+        let error = if self.is_over() { self.failed } else { error.map(same) };
+        let answer = match error {
+            Some(error) => Err(error),
+            None => self.writer.finish(self.prompt_tokens, self.time_to_first_token, self.decode_time),
+        };
+        done(self.number, answer);
+    }
+}
+
+/// Answers being written side by side; row by row what `cache` holds.
+struct Batch<'a, 'q, 'n> {
+    desk: Desk<'a>,
+    waiting: &'q mut Waiting<'n>,
+    done: &'q mut dyn FnMut(usize, Result<Generated>),
+    rows: Vec<Row<'a>>,
+    cache: BatchCache,
+}
+
+impl Batch<'_, '_, '_> {
+    fn run(&mut self) -> Result<()> {
+        loop {
+            self.fill(false)?;
+            if self.rows.is_empty() {
+                return Ok(());
+            }
+            #[cfg(feature = "cuda")]
+            {
+                self.go_on()?;
+                if self.rows.is_empty() {
                     continue;
                 }
+            }
+            let start = Instant::now();
+            let tokens = self.step()?;
+            let time = start.elapsed();
+            for (row, token) in self.rows.iter_mut().zip(tokens) {
                 row.decode_time += time;
-                let token = token.ok_or_else(not_finite);
-                if let Err(error) = token.and_then(|token| row.writer.push(token)) {
-                    results[row.ask] = Some(Err(error));
-                }
-                if results[row.ask].is_some() || row.writer.has_ended() {
-                    ended.push(i);
-                }
+                row.take(token);
             }
-            start += time;
-            together.end(&ended)?;
+            self.leave()?;
         }
-        let (ended, read) = together.finish();
-        cache.count(read);
-        leave(ended, rows, cache, results)?;
     }
-    Ok(())
-}
 
-/// What is the same for all rows.
-struct Start<'a, 'c> {
-    llama: &'a Llama,
-    tokenizer: Option<&'a Tokenizer>,
-    eos_ids: &'a [u32],
-    cancelled: &'c dyn Fn() -> bool,
-}
+    /// Takes rows that are over out of the batch.
+    fn leave(&mut self) -> Result<()> {
+        // From the last one on, so that those that take a place have been looked at.
+        for i in (0..self.rows.len()).rev().filter(|&i| self.rows[i].is_over()).collect::<Vec<_>>() {
+            let row = self.rows.swap_remove(i);
+            row.hand_out(None, self.done);
+            self.cache.swap_remove(i)?;
+        }
+        Ok(())
+    }
 
-impl<'a> Start<'a, '_> {
-    /// Reads a prompt and chooses its first token; the row is in the cache unless the answer has ended with it.
-    fn row(&self, ask: usize, what: &Ask<'a>, cache: &mut BatchCache) -> Result<Row<'a>> {
-        let start = Instant::now();
-        let mut writer = Writer::new(self.tokenizer, self.eos_ids, what.settings)?;
-        let prompt_tokens = prompt_len(what.prompt);
-        let mut read = cache.row(prompt_tokens + what.settings.max_new_tokens)?;
-        let hidden = prefill(self.llama, what.prompt, &mut read, self.cancelled)?;
-        if !writer.has_ended() {
-            if (self.cancelled)() {
-                return Err(LmError::Cancelled);
-            }
-            let token = writer.choose_next(self.llama, &hidden)?;
-            writer.push(token)?;
+    /// Ends all rows: those that are not over by an error that concerns all of them.
+    fn fail(&mut self, error: &LmError) {
+        for row in self.rows.drain(..) {
+            row.hand_out(Some(error), self.done);
         }
-        if !writer.has_ended() {
-            cache.push(&read);
+    }
+
+    /// The next token of every row, or what is wrong with its logits.
+    fn step(&mut self) -> Result<Vec<Result<u32>>> {
+        if (self.desk.cancelled)() {
+            return Err(LmError::Cancelled);
         }
-        let time_to_first_token = start.elapsed();
-        Ok(Row { ask, writer, prompt_tokens, time_to_first_token, decode_time: Duration::ZERO })
+        let llama = self.desk.llama;
+        let last: Vec<u32> = self.rows.iter().map(|row| row.writer.last()).collect();
+        let hidden = llama.forward_rows(&llama.embed(&last)?, &mut self.cache)?;
+        choose(llama, &hidden, &mut self.rows.iter_mut().map(|row| &mut row.writer).collect::<Vec<_>>())
     }
 }
 
-/// The next token of every row, or what is wrong with its logits.
-fn step(
-    llama: &Llama,
-    rows: &mut [Row<'_>],
-    cache: &mut BatchCache,
-    cancelled: &dyn Fn() -> bool,
-) -> Result<Vec<Result<u32>>> {
-    if cancelled() {
-        return Err(LmError::Cancelled);
-    }
-    let last: Vec<u32> = rows.iter().map(|row| row.writer.last()).collect();
-    let hidden = llama.forward_rows(&llama.embed(&last)?, cache)?;
-    let all_greedy = rows.iter().all(|row| row.writer.is_greedy());
-    let logits = if all_greedy { None } else { Some(llama.logits(&hidden)?.squeeze(0)?) };
+/// The token that each writer chooses behind the normalised hidden states `[1, B, D]`.
+fn choose(llama: &Llama, hidden: &Tensor, writers: &mut [&mut Writer<'_>]) -> Result<Vec<Result<u32>>> {
+    let all_greedy = writers.iter().all(|writer| writer.is_greedy());
+    let logits = if all_greedy { None } else { Some(llama.logits(hidden)?.squeeze(0)?) };
     let greedy = match &logits {
         None => Some(llama.likeliest(&hidden.squeeze(0)?)?),
-        Some(logits) if rows.iter().any(|row| row.writer.is_greedy()) => Some(likeliest(logits)?),
+        Some(logits) if writers.iter().any(|writer| writer.is_greedy()) => Some(likeliest(logits)?),
         Some(_) => None,
     };
-    let mut tokens = Vec::with_capacity(rows.len());
-    for (i, row) in rows.iter_mut().enumerate() {
+    let mut tokens = Vec::with_capacity(writers.len());
+    for (i, writer) in writers.iter_mut().enumerate() {
         tokens.push(match (&greedy, &logits) {
-            (Some(best), _) if row.writer.is_greedy() => finite(best[i].0, best[i].1),
-            (_, Some(logits)) => row.writer.choose(&logits.i(i)?.to_dtype(DType::F32)?),
+            (Some(best), _) if writer.is_greedy() => finite(best[i].0, best[i].1),
+            (_, Some(logits)) => writer.choose(&logits.i(i)?.to_dtype(DType::F32)?),
             _ => return Err(LmError::Input("neither logits nor likeliest tokens".to_owned())),
         });
     }
     Ok(tokens)
 }
 
-/// An error that concerns several rows, once more.
-fn same(error: &LmError) -> LmError {
+/// An error that concerns several answers, once more.
+pub(crate) fn same(error: &LmError) -> LmError {
     match error {
         LmError::Cancelled => LmError::Cancelled,
-        LmError::Candle(error) => again(error),
+        LmError::Candle(error) => LmError::Candle(candle_core::Error::Msg(error.to_string())),
         other => LmError::Input(other.to_string()),
     }
-}
-
-fn again(error: &candle_core::Error) -> LmError {
-    LmError::Candle(candle_core::Error::Msg(error.to_string()))
 }

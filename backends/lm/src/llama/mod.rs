@@ -131,6 +131,23 @@ impl Llama {
         Ok(e2llm_kernels::GreedySteps::is_supported(&like, &model).then_some(model))
     }
 
+    /// Whether positions up to `len` have the same angles in sequences that are expected to have `sequence` and `other`
+    /// positions.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn shares_angles(&self, len: usize, sequence: usize, other: usize) -> bool {
+        self.rope.are_common(len, sequence, other)
+    }
+
+    /// Angles of single positions, see [`Rope::rows`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn angles(
+        &self,
+        positions: &[usize],
+        sequences: &[usize],
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        self.rope.rows(positions, sequences)
+    }
+
     /// Whether each layer is computed again in the backward pass instead of being kept.
     pub fn set_checkpointing(&mut self, on: bool) {
         self.checkpointing = on;
@@ -241,7 +258,7 @@ impl Llama {
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
 
-    fn check_unshifted(&self) -> candle_core::Result<()> {
+    pub(crate) fn check_unshifted(&self) -> candle_core::Result<()> {
         if self.shifted {
             candle_core::bail!("shifted groups are for training: nothing is read through a memory in them");
         }

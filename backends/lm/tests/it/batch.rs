@@ -5,8 +5,8 @@ use crate::support::{llama_json, never};
 use crate::text::byte_tokenizer;
 use candle_core::Tensor;
 use e2llm_lm::{
-    Ask, Finish, Generated, Generation, KvCache, Llama, LmError, Precision, Result, Segment, Tokenizer,
-    generate, generate_batch, prefill,
+    Ask, Desk, Finish, Generated, Generation, KvCache, Llama, LmError, Precision, Queued, Result, Segment,
+    Tokenizer, generate, generate_batch, generate_queue, prefill,
 };
 use serde_json::json;
 
@@ -177,12 +177,79 @@ fn cancelling_ends_what_has_not_ended() {
     let llama = llama_of(&llama_json(), Precision::F32);
     let questions = questions(64);
     let asked = std::cell::Cell::new(0);
-    // Prompts of one block each ask twice (one of two blocks three times, one without an answer once), then each pass.
-    let later = || asked.replace(asked.get() + 1) == 30;
+    // The short prompts ask once together, the one of two blocks three times, then each pass once.
+    let later = || asked.replace(asked.get() + 1) == 19;
     let answers = side_by_side(&llama, None, &[], &questions, &later);
     for (i, answer) in answers.iter().enumerate() {
         let is_short = questions[i].settings.max_new_tokens < 15;
         assert_eq!(answer.is_ok(), is_short, "{i}");
         assert!(matches!(answer, Ok(_) | Err(LmError::Cancelled)), "{i}");
+    }
+}
+
+/// Answers of a queue, by the numbers of their prompts, and the order in which they were given and came.
+fn from_queue(
+    llama: &Llama,
+    questions: &[Question],
+    at_once: usize,
+    cancelled: &dyn Fn() -> bool,
+) -> (Result<()>, Vec<Option<Result<Generated>>>, Vec<usize>) {
+    let mut answers: Vec<Option<Result<Generated>>> = questions.iter().map(|_| None).collect();
+    let mut order = Vec::new();
+    let mut numbers = 0..questions.len();
+    let mut next = || {
+        let number = numbers.next()?;
+        let Question { prompt, settings } = &questions[number];
+        Some(Queued { number, prompt: prompt.clone(), settings: settings.clone() })
+    };
+    let mut done = |number: usize, answer| {
+        assert!(answers[number].replace(answer).is_none(), "{number} is answered twice");
+        order.push(number);
+    };
+    let desk = Desk { llama, tokenizer: None, eos_ids: &[], cancelled };
+    let ended = generate_queue(desk, at_once, &mut next, &mut done);
+    (ended, answers, order)
+}
+
+#[test]
+fn a_queue_is_answered_as_its_prompts_alone() {
+    let llama = llama_of(&llama_json(), F64);
+    let mut all: Vec<_> = (0..3).flat_map(|_| questions(64)).collect();
+    // One without numbers in the midst: the next one takes its place.
+    let nothing = Tensor::full(f32::NAN, (2, 32), &candle_core::Device::Cpu).unwrap();
+    all[9].prompt = vec![Segment::Embeds(nothing)];
+    all[12].prompt = vec![];
+    let expected: Vec<_> =
+        all.iter().map(|q| generate(&llama, None, &[], &q.prompt, &q.settings, &never)).collect();
+    for at_once in [1, 2, 5, 8, 100] {
+        let (ended, answers, order) = from_queue(&llama, &all, at_once, &never);
+        ended.unwrap();
+        assert_eq!(order.len(), all.len());
+        for (i, (answer, alone)) in answers.into_iter().zip(&expected).enumerate() {
+            match (answer.unwrap(), alone) {
+                (Ok(answer), Ok(alone)) => assert_same(&answer, alone, &format!("{i}, {at_once} at once")),
+                (Err(_), Err(_)) => assert!(i == 9 || i == 12, "{i}"),
+                (answer, _) => panic!("{i}, {at_once} at once: {answer:?}"),
+            }
+        }
+        // A place does not wait for the longest answer of all.
+        let longest = order.iter().position(|&i| all[i].settings.max_new_tokens == 300).unwrap();
+        assert!(at_once == 1 || order[..longest].iter().any(|&i| i >= 8), "{order:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_ends_a_queue_and_asks_for_no_more() {
+    let llama = llama_of(&llama_json(), Precision::F32);
+    let all: Vec<_> = (0..5).flat_map(|_| questions(64)).collect();
+    for at_once in [1, 3] {
+        let asked = std::cell::Cell::new(0);
+        let later = || asked.replace(asked.get() + 1) >= 60;
+        let (ended, answers, order) = from_queue(&llama, &all, at_once, &later);
+        assert!(matches!(ended, Err(LmError::Cancelled)));
+        let known = answers.iter().flatten().count();
+        assert!(known == order.len() && known < all.len());
+        assert!(answers.iter().flatten().any(|answer| answer.is_ok()));
+        assert!(answers.iter().flatten().any(|answer| matches!(answer, Err(LmError::Cancelled))));
     }
 }
