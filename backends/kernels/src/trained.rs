@@ -2,14 +2,16 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use crate::dense_linear::dense_linear;
 use crate::linear::linear;
 use crate::node::{self, Delivery, Node};
 
 /// `x weight^T + bias` with gradients to all three.
 ///
 /// `x` is `[.., in]`, `weight` `[out, in]`, `bias` `[out]`; the result is `[.., out]`. Weight and bias may be kept wider than
-/// `x` (float32 masters beside bf16) and are rounded to its type. On a GPU the backward pass is [`backward`](crate::backward):
-/// the gradients of variables are not added to zeros, nor is that of the weight transposed, as candle's own product does it.
+/// `x` (float32 masters beside bf16) and are rounded to its type. On the CPU this is [`dense_linear`]. On a GPU the backward
+/// pass is [`backward`](crate::backward): the gradients of variables are not added to zeros, nor is that of the weight
+/// transposed, as candle's own product does it.
 ///
 /// # Errors
 /// If sizes or devices do not fit together.
@@ -18,10 +20,13 @@ pub fn trained_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tens
     if x.dims().last() != Some(&inner) || bias.dims() != [out] {
         bail!("trained_linear: x {:?}, weight {:?}, bias {:?}", x.shape(), weight.shape(), bias.shape());
     }
-    let delivery = if x.device().is_cuda() { Delivery::Direct } else { Delivery::Graph };
-    node::apply(&[&x.contiguous()?, weight, bias], TrainedLinear, true, delivery)
+    if x.device().is_cpu() {
+        return dense_linear(x, &weight.to_dtype(x.dtype())?, Some(&bias.to_dtype(x.dtype())?));
+    }
+    node::apply(&[&x.contiguous()?, weight, bias], TrainedLinear, true, Delivery::Direct)
 }
 
+/// The operation of a GPU.
 struct TrainedLinear;
 
 impl Node for TrainedLinear {
