@@ -32,7 +32,7 @@ impl Bootstrap {
 /// # Errors
 /// None.
 pub fn as_declared(metric: &MetricInfo, rows: &Rows<'_>) -> Result<Aggregate> {
-    Ok(aggregate_values(&metric.values, &rows.iter().collect::<Vec<_>>()))
+    Ok(aggregate_values(&metric.values, rows.iter()))
 }
 
 /// Aggregates the samples of one task. `wanted` names the values to report, in the order of showing; `metrics` are
@@ -369,9 +369,9 @@ fn token_means(answered: &[&Sample]) -> Option<TokenMeans> {
     if answered.is_empty() {
         return None;
     }
-    let mean_of = |field: fn(&Answer) -> u64| {
+    let mean_of = |field: fn(&Answer) -> u32| {
         let values: Vec<f64> =
-            answered.iter().filter_map(|s| s.answer.as_ref()).map(|a| field(a) as f64).collect();
+            answered.iter().filter_map(|s| s.answer.as_ref()).map(|a| f64::from(field(a))).collect();
         ten_decimals(mean(&values))
     };
     Some(TokenMeans {

@@ -1,4 +1,4 @@
-//! A task's samples as far as scores are made of them: some hundred bytes each, whatever was asked and answered.
+//! A task's samples as far as scores are made of them: a quarter of a KiB each, whatever was asked and answered.
 
 use crate::store::{Outcome, SampleRecord};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,28 +11,39 @@ type SliceValues = BTreeMap<String, String>;
 #[derive(Debug, Clone, Default)]
 pub struct Samples {
     columns: Columns,
-    by_index: BTreeMap<u64, Sample>,
+    /// By their places.
+    samples: Vec<Sample>,
 }
 
 impl Samples {
     /// Adds a sample; one at the same place is forgotten, as a batch that was redone whole asks for.
     pub fn add(&mut self, record: &SampleRecord) {
-        self.by_index.insert(record.index, self.columns.sample(record));
+        let sample = self.columns.sample(record);
+        // in order but for batches that were redone
+        match self.samples.last() {
+            Some(last) if last.index >= sample.index => {
+                match self.samples.binary_search_by_key(&sample.index, |s| s.index) {
+                    Ok(at) => self.samples[at] = sample,
+                    Err(at) => self.samples.insert(at, sample),
+                }
+            }
+            _ => self.samples.push(sample),
+        }
     }
 
     /// How many.
     pub fn len(&self) -> usize {
-        self.by_index.len()
+        self.samples.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.by_index.is_empty()
+        self.samples.is_empty()
     }
 
     /// In order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Sample> {
-        self.by_index.values()
+        self.samples.iter()
     }
 
     /// Where the samples' values are.
@@ -49,10 +60,11 @@ impl<'a> FromIterator<&'a SampleRecord> for Samples {
     }
 }
 
-/// Positions of values by their ids; sets of slices, each kept once.
+/// Positions of values by their ids; documents and sets of slices, each kept once.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Columns {
     ids: Vec<String>,
+    groups: BTreeSet<Arc<str>>,
     slices: BTreeSet<Arc<SliceValues>>,
 }
 
@@ -77,13 +89,13 @@ impl Columns {
                 let answer = Answer {
                     is_null: prediction.text.is_empty(),
                     is_truncated: usage.truncation.is_some(),
-                    prompt: usage.prompt_tokens,
-                    context: usage.context_tokens,
-                    seen: usage.context_seen,
-                    dropped: usage.context_dropped,
-                    compressed: usage.context_compressed,
-                    soft: usage.soft_tokens,
-                    generated: usage.generated_tokens,
+                    prompt: tokens(usage.prompt_tokens),
+                    context: tokens(usage.context_tokens),
+                    seen: tokens(usage.context_seen),
+                    dropped: tokens(usage.context_dropped),
+                    compressed: tokens(usage.context_compressed),
+                    soft: tokens(usage.soft_tokens),
+                    generated: tokens(usage.generated_tokens),
                     time_to_first_token: usage.time_to_first_token,
                     decode_time: usage.decode_time,
                     peak_memory: usage.peak_memory,
@@ -99,10 +111,18 @@ impl Columns {
                 new
             }
         };
+        let group = match self.groups.get(record.group.as_str()) {
+            Some(known) => known.clone(),
+            None => {
+                let new: Arc<str> = record.group.as_str().into();
+                self.groups.insert(new.clone());
+                new
+            }
+        };
         Sample {
             index: record.index,
             id: record.id.as_str().into(),
-            group: record.group.as_str().into(),
+            group,
             slices,
             scores: scores.into(),
             answer,
@@ -116,6 +136,11 @@ impl Columns {
     }
 }
 
+/// A sample's tokens in half of the memory; no context is longer.
+fn tokens(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
 /// One sample.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
@@ -123,7 +148,7 @@ pub(super) struct Sample {
     pub(super) index: u64,
     pub(super) id: Box<str>,
     /// Its document.
-    pub(super) group: Box<str>,
+    pub(super) group: Arc<str>,
     pub(super) slices: Arc<SliceValues>,
     /// What was answered, scored or not.
     pub(super) answer: Option<Answer>,
@@ -138,13 +163,13 @@ pub(super) struct Answer {
     /// Nothing was read out of the response.
     pub(super) is_null: bool,
     pub(super) is_truncated: bool,
-    pub(super) prompt: u64,
-    pub(super) context: u64,
-    pub(super) seen: u64,
-    pub(super) dropped: u64,
-    pub(super) compressed: u64,
-    pub(super) soft: u64,
-    pub(super) generated: u64,
+    pub(super) prompt: u32,
+    pub(super) context: u32,
+    pub(super) seen: u32,
+    pub(super) dropped: u32,
+    pub(super) compressed: u32,
+    pub(super) soft: u32,
+    pub(super) generated: u32,
     pub(super) time_to_first_token: f64,
     pub(super) decode_time: f64,
     pub(super) peak_memory: Option<u64>,

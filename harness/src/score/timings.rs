@@ -40,7 +40,7 @@ impl TaskTimings {
         let answers: Vec<&Answer> = samples.iter().filter_map(|s| s.answer.as_ref()).collect();
         let mut first: Vec<f64> = answers.iter().map(|a| a.time_to_first_token).collect();
         first.sort_by(f64::total_cmp);
-        let decoded: u64 = answers.iter().map(|a| a.generated.saturating_sub(1)).sum();
+        let decoded: u64 = answers.iter().map(|a| u64::from(a.generated.saturating_sub(1))).sum();
         let mut times: Vec<f64> = answers.iter().map(|a| a.decode_time).collect();
         times.sort_by(f64::total_cmp);
         let seconds: f64 = times.iter().sum();
@@ -53,7 +53,7 @@ impl TaskTimings {
                 p95: quantile(&first, 0.95),
             }),
             decode_tokens_per_second: (decoded > 0 && seconds > 0.0).then(|| decoded as f64 / seconds),
-            generated_tokens: answers.iter().map(|a| a.generated).sum(),
+            generated_tokens: answers.iter().map(|a| u64::from(a.generated)).sum(),
             peak_memory: answers.iter().filter_map(|a| a.peak_memory).max(),
         }
     }

@@ -24,6 +24,7 @@ mod metric;
 pub mod official;
 pub mod overlap;
 pub mod record;
+mod rows;
 pub mod serve;
 pub mod source;
 mod task;

@@ -127,20 +127,33 @@ pub trait Metric: Send + Sync {
     /// A sample without references, or without something in `meta` that the metric needs.
     fn score(&self, sample: &Scored) -> Result<Scores>;
 
-    /// Makes one value of many. The default does what [`MetricInfo::values`] declares.
+    /// Makes one value of many, whose rows come in the samples' order. The default does what [`MetricInfo::values`]
+    /// declares.
     ///
     /// # Errors
     /// Rows that cannot be aggregated.
-    fn aggregate(&self, rows: &[Row]) -> Result<Aggregate> {
+    fn aggregate(&self, rows: &mut dyn Iterator<Item = Row>) -> Result<Aggregate> {
         Ok(aggregate_values(&self.info().values, rows))
     }
 }
 
 /// Aggregates as declared. A row without a value counts as 0; sums are taken in the rows' order, in f64, so that
 /// the result does not depend on threads.
-pub fn aggregate_values(values: &[ValueInfo], rows: &[Row]) -> Aggregate {
-    let sum = |id: &str| rows.iter().map(|r| r.scores.get(id).copied().unwrap_or(0.0)).sum::<f64>();
-    let mean = |id: &str| if rows.is_empty() { 0.0 } else { sum(id) / rows.len() as f64 };
+pub fn aggregate_values(values: &[ValueInfo], rows: impl IntoIterator<Item = Row>) -> Aggregate {
+    let ids = values.iter().flat_map(|v| match &v.aggregation {
+        Aggregation::Mean | Aggregation::Sum => std::slice::from_ref(&v.id),
+        Aggregation::GeometricMean(of) => of,
+    });
+    let mut sums: BTreeMap<&str, f64> = ids.map(|id| (id.as_str(), 0.0)).collect();
+    let mut n = 0usize;
+    for row in rows {
+        n += 1;
+        for (id, sum) in &mut sums {
+            *sum += row.scores.get(*id).copied().unwrap_or(0.0);
+        }
+    }
+    let sum = |id: &str| sums.get(id).copied().unwrap_or(0.0);
+    let mean = |id: &str| if n == 0 { 0.0 } else { sum(id) / n as f64 };
     values
         .iter()
         .map(|v| {
@@ -173,7 +186,7 @@ mod tests {
         let row = |a, b, n| Row {
             scores: [("a".to_owned(), a), ("b".to_owned(), b), ("n".to_owned(), n)].into_iter().collect(),
         };
-        let got = aggregate_values(&values, &[row(1.0, 0.5, 1.0), row(0.5, 0.25, 1.0), Row::default()]);
+        let got = aggregate_values(&values, [row(1.0, 0.5, 1.0), row(0.5, 0.25, 1.0), Row::default()]);
         assert_eq!(got["a"], 0.5);
         assert_eq!(got["b"], 0.25);
         assert_eq!(got["n"], 2.0);

@@ -1,5 +1,6 @@
 //! The plugin's side of the boundary: JSON in, JSON out, panics caught.
 
+use crate::rows::Rows;
 use crate::task::TaskOptions;
 use crate::{
     Error, ErrorCode, Example, Examples, Host, Metric, MetricOptions, Result, Row, Scored, Source, Task,
@@ -79,6 +80,12 @@ pub struct ResponseRequest {
 pub struct AggregateRequest {
     /// All samples, in order.
     pub rows: Vec<Row>,
+}
+
+/// The same as it is read.
+#[derive(Deserialize)]
+struct AggregateTable {
+    rows: Rows,
 }
 
 type Reply = Option<Vec<u8>>;
@@ -187,7 +194,10 @@ impl Serve for MetricServe {
         match method {
             "info" => reply(&self.0.info()),
             "score" => reply(&self.0.score(&request::<Scored>(method, json)?)?),
-            "aggregate" => reply(&self.0.aggregate(&request::<AggregateRequest>(method, json)?.rows)?),
+            "aggregate" => {
+                let rows = request::<AggregateTable>(method, json)?.rows;
+                reply(&self.0.aggregate(&mut rows.iter())?)
+            }
             _ => Err(unknown("metric", method)),
         }
     }

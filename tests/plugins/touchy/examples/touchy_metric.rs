@@ -27,7 +27,8 @@ impl Metric for TouchyMetric {
         Ok(Scores::from([("calm".to_owned(), 1.0)]))
     }
 
-    fn aggregate(&self, rows: &[Row]) -> Result<Aggregate> {
+    fn aggregate(&self, rows: &mut dyn Iterator<Item = Row>) -> Result<Aggregate> {
+        let rows: Vec<Row> = rows.collect();
         assert!(rows.len() != 2, "touched in aggregate");
         Ok(aggregate_values(&self.info().values, rows))
     }
