@@ -6,8 +6,22 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, backend::BackendStorage, bail,
 };
 
-use crate::element::{Element, Real, for_dtype, storage, zeros};
+use half::bf16;
+use std::sync::LazyLock;
+
+use crate::element::{Element, Real, for_dtype, halves, halves_mut, storage, zeros};
 use crate::host;
+
+/// What a function of one number makes of each of bf16's, by its bits. Few of them come often, so that reading the result is
+/// several times faster than computing it, and it is the same to the last bit.
+type Table<A> = LazyLock<Box<[A; 1 << 16]>>;
+
+fn table<A: Copy>(f: impl Fn(f32) -> A) -> Box<[A; 1 << 16]> {
+    Box::new(std::array::from_fn(|bits| f(bf16::from_bits(bits as u16).widen())))
+}
+
+static GELU: Table<bf16> = LazyLock::new(|| table(|x| bf16::narrow(x * x.normal().0)));
+static SILU: Table<f32> = LazyLock::new(|| table(|z| z * sigmoid(z)));
 
 /// `gate * sigmoid(gate) * up`, element by element, for two tensors of one shape.
 ///
@@ -55,12 +69,21 @@ impl CustomOp2 for SiluMul {
         for_dtype!("silu_mul", a.dtype(), T => {
             let (gate, up) = (host::slice::<T>(a, al)?, host::slice::<T>(b, bl)?);
             let mut y = zeros::<T>(gate.len());
-            host::for_rows(&mut y, 1, #[inline(always)] |first, y| {
-                for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
-                    let z = gate.widen();
-                    *y = T::narrow(z * sigmoid(z) * up.widen());
-                }
-            });
+            if let (Some(gate), Some(up), Some(y)) = (halves(gate), halves(up), halves_mut(&mut y)) {
+                let silu: &[f32; 1 << 16] = &SILU;
+                host::for_rows(y, 1, #[inline(always)] |first, y| {
+                    for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+                        *y = bf16::narrow(silu[usize::from(gate.to_bits())] * up.widen());
+                    }
+                });
+            } else {
+                host::for_rows(&mut y, 1, #[inline(always)] |first, y| {
+                    for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+                        let z = gate.widen();
+                        *y = T::narrow(z * sigmoid(z) * up.widen());
+                    }
+                });
+            }
             Ok((storage(y), al.shape().clone()))
         })
     }
@@ -120,12 +143,21 @@ impl CustomOp1 for Gelu {
         for_dtype!("gelu", x.dtype(), T => {
             let x = host::slice::<T>(x, layout)?;
             let mut y = zeros::<T>(x.len());
-            host::for_rows(&mut y, 1, #[inline(always)] |first, y| {
-                for (y, x) in y.iter_mut().zip(&x[first..]) {
-                    let x = x.widen();
-                    *y = T::narrow(x * x.normal().0);
-                }
-            });
+            if let (Some(x), Some(y)) = (halves(x), halves_mut(&mut y)) {
+                let gelu: &[bf16; 1 << 16] = &GELU;
+                host::for_rows(y, 1, #[inline(always)] |first, y| {
+                    for (y, x) in y.iter_mut().zip(&x[first..]) {
+                        *y = gelu[usize::from(x.to_bits())];
+                    }
+                });
+            } else {
+                host::for_rows(&mut y, 1, #[inline(always)] |first, y| {
+                    for (y, x) in y.iter_mut().zip(&x[first..]) {
+                        let x = x.widen();
+                        *y = T::narrow(x * x.normal().0);
+                    }
+                });
+            }
             Ok((storage(y), layout.shape().clone()))
         })
     }
@@ -160,4 +192,27 @@ impl CustomOp1 for Gelu {
 #[inline(always)]
 fn sigmoid<A: Real>(z: A) -> A {
     A::ONE / (A::ONE + (-z).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn bf16_is_float32_rounded_to_the_last_bit() -> Result<()> {
+        let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).filter(|x| !x.is_nan()).collect();
+        let x = Tensor::from_vec(all.clone(), all.len(), &Device::Cpu)?;
+        let other = Tensor::from_vec(all.iter().rev().copied().collect(), all.len(), &Device::Cpu)?;
+        let bits = |t: Tensor| -> Result<Vec<u16>> {
+            Ok(t.to_vec1::<f32>()?.into_iter().map(|v| <bf16 as Element>::narrow(v).to_bits()).collect())
+        };
+        let halves = |t: Tensor| -> Result<Vec<u16>> {
+            Ok(t.to_vec1::<bf16>()?.into_iter().map(bf16::to_bits).collect())
+        };
+        let (wide, wide_other) = (x.to_dtype(DType::F32)?, other.to_dtype(DType::F32)?);
+        assert_eq!(halves(gelu(&x)?)?, bits(gelu(&wide)?)?);
+        assert_eq!(halves(silu_mul(&x, &other)?)?, bits(silu_mul(&wide, &wide_other)?)?);
+        Ok(())
+    }
 }
