@@ -337,7 +337,7 @@ impl<M: Method> Backend for DecoderBackend<M> {
     }
 
     fn queue(&self, at_once: usize) -> usize {
-        if self.method.remembers() { at_once } else { queue_of(at_once) }
+        if self.method.remembers() { at_once } else { queue_of(at_once, self.decoder.model.llama.device()) }
     }
 
     fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {

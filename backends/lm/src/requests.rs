@@ -71,10 +71,14 @@ pub struct Prepared {
 /// Requests for each place that one is answered in, in a queue: their answers' different lengths leave a few of the last ones
 /// with places to themselves, so that an eighth of the work may be done at less than full speed.
 const QUEUE: usize = 8;
+/// The same on a CPU, where an unfinished queue is minutes of work that a stopped run does again.
+const QUEUE_ON_CPU: usize = 2;
 
-/// How many requests to ask for to keep `at_once` of them under way, see [`Backend::queue`](e2llm_backend::Backend::queue).
-pub fn queue_of(at_once: usize) -> usize {
-    if at_once > 1 { QUEUE * at_once } else { 1 }
+/// How many requests to ask for to keep `at_once` of them under way on a device, see
+/// [`Backend::queue`](e2llm_backend::Backend::queue).
+pub fn queue_of(at_once: usize, device: &Device) -> usize {
+    let each = if device.is_cpu() { QUEUE_ON_CPU } else { QUEUE };
+    if at_once > 1 { each * at_once } else { 1 }
 }
 
 /// Answers requests, `at_once` of them at a time, each with the prompt that `prepare` makes of it, in their order, shortly

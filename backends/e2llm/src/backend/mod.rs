@@ -299,7 +299,7 @@ impl Backend for E2llmBackend {
     }
 
     fn queue(&self, at_once: usize) -> usize {
-        queue_of(at_once)
+        queue_of(at_once, self.model.decoder().device())
     }
 
     fn choose(&mut self, request: &Request, choices: &[String]) -> Result<Choice, BackendError> {
