@@ -42,7 +42,7 @@ pub use checkpoint::checkpoint;
 #[cfg(feature = "cuda")]
 pub use cuda::layer::{
     Adapted, CachedLayer, CachedPass, DecoderLayer, EncoderLayer, GreedySteps, Plain, Positions, Span,
-    StepModel, head_loss, likeliest,
+    StepModel, embed_norm, float_scores, head_loss, likeliest,
 };
 pub use dense_linear::dense_linear;
 pub use embedding::embedding;

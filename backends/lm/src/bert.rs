@@ -276,11 +276,7 @@ impl BertEncoder {
             flat.resize(flat.len() + longest - row.len(), self.config.pad_token_id);
         }
         let index = Tensor::from_vec(flat, ids.len() * longest, &self.device)?;
-        let words = self.words.rows(&index)?.to_dtype(self.dtype)?;
-        let words = words.reshape((ids.len(), longest, self.config.hidden_size))?;
-        let positions = self.positions.narrow(0, self.config.position_offset(), longest)?;
-        let places = positions.broadcast_add(&self.segment)?;
-        let mut x = self.norm.forward(&residual(&words, &places.broadcast_as(words.shape())?)?)?;
+        let mut x = self.embed_rows(&index, longest)?.reshape((ids.len(), longest, ()))?;
         #[cfg(feature = "cuda")]
         if let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>() {
             let batch = crate::whole_layers::Batch::new(&x, Some(&lengths))?;
@@ -295,6 +291,22 @@ impl BertEncoder {
             };
         }
         Ok((x, lengths))
+    }
+
+    /// Embeddings of tokens in rows of `longest`, normalised: `[n]` to `[n, E]`.
+    fn embed_rows(&self, index: &Tensor, longest: usize) -> candle_core::Result<Tensor> {
+        let positions = self.positions.narrow(0, self.config.position_offset(), longest)?;
+        let places = positions.broadcast_add(&self.segment)?;
+        #[cfg(feature = "cuda")]
+        if let Some(words) = self.words.frozen().filter(|_| self.device.is_cuda())
+            && let Some(x) = e2llm_kernels::embed_norm(words, index, &places, self.norm.parts())?
+        {
+            return Ok(x);
+        }
+        let words = self.words.rows(index)?.to_dtype(self.dtype)?;
+        let words = words.reshape(((), longest, self.config.hidden_size))?;
+        let x = self.norm.forward(&residual(&words, &places.broadcast_as(words.shape())?)?)?;
+        x.flatten_to(1)
     }
 
     /// Sentence embeddings `[C, E]`: means over each text's tokens, normalised to length 1.

@@ -75,8 +75,7 @@ impl Vpma {
         let q = self.query.forward(&seeds)?.broadcast_add(&self.key.zero_bias(&seeds)?)?.to_dtype(wide)?;
         let q = (q.reshape((k, h, d / h))?.transpose(0, 1)?.contiguous()? / (d as f64).sqrt())?;
         let q = q.matmul(&self.key.heads(h, &q)?)?.reshape((h * k, e))?;
-        let tokens = x.reshape((c * l, e))?.to_dtype(wide)?;
-        let scores = q.matmul(&tokens.t()?)?.reshape((h * k, c, l))?;
+        let scores = scores(&q, &x.reshape((c * l, e))?)?.reshape((h * k, c, l))?;
         let weights = softmax(&masked(scores, lengths)?)?.to_dtype(x.dtype())?;
         let weights = weights.transpose(0, 1)?.contiguous()?;
         // Means of states, one for each head and seed, and their values.
@@ -88,6 +87,17 @@ impl Vpma {
         let o = self.norm0.forward(&o.broadcast_add(&seeds)?)?;
         self.norm1.forward(&(&o + self.feed_forward.forward(&o)?.relu()?)?)
     }
+}
+
+/// `q x^T` in the element type of `q`.
+fn scores(q: &Tensor, x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda()
+        && let Some(scores) = e2llm_kernels::float_scores(q, x)?
+    {
+        return Ok(scores);
+    }
+    q.matmul(&x.to_dtype(q.dtype())?.t()?)
 }
 
 /// `scores` (`[.., C, L]`) without what stands behind the chunks' lengths.

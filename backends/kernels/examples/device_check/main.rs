@@ -33,6 +33,8 @@ fn main() -> Result<ExitCode> {
         ran: 0,
     };
     operations::rows(&mut c)?;
+    operations::embeddings(&mut c)?;
+    operations::scores(&mut c)?;
     operations::rotary(&mut c)?;
     operations::losses(&mut c)?;
     // A query that sees one key has no gradient: what is left there is rounding.

@@ -257,3 +257,58 @@ pub(crate) fn training(c: &mut Checker) -> Result<()> {
     }
     Ok(())
 }
+
+/// Normalised embeddings, which have no gradient.
+pub(crate) fn embeddings(c: &mut Checker) -> Result<()> {
+    for (sequences, t, d) in [(1, 1, 8), (3, 77, 72), (3, 32, 1024), (2, 7, 4096)] {
+        let name = format!("embed_norm {sequences}x{t}x{d}");
+        if c.skips(&name) {
+            continue;
+        }
+        let (v, n) = (50, sequences * t);
+        let ids: Vec<u32> = (0..n).map(|i| (i * 7919 % v) as u32).collect();
+        let cast = |t: Tensor, device: &Device| t.to_dtype(DType::BF16)?.to_device(device);
+        let inputs = [randn(&[v, d])?, randn(&[t, d])?, randn(&[d])?, randn(&[d])?];
+        let [words, places, weight, bias] = inputs.map(|t| cast(t, &c.gpu));
+        let (words, places, weight, bias) = (words?, places?, weight?, bias?);
+        c.poison()?;
+        let index = Tensor::new(ids.as_slice(), &c.gpu)?;
+        let Some(got) = embed_norm(&words, &index, &places, (&weight, &bias, 1e-5))? else {
+            candle_core::bail!("{name}: not made");
+        };
+        let wide = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+        let rows =
+            wide(&words)?.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?.reshape((sequences, t, d))?;
+        // The sum is rounded on both sides.
+        let sum = rows.broadcast_add(&wide(&places)?)?.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
+        let expected = layer_norm(&sum.reshape((n, d))?, &wide(&weight)?, &wide(&bias)?, 1e-5)?;
+        c.report(&name, &[difference(&got, &expected, 0.)?], 5e-3);
+    }
+    Ok(())
+}
+
+/// Scores of few float32 rows, whatever the type of the many others.
+pub(crate) fn scores(c: &mut Checker) -> Result<()> {
+    for (r, n, e) in [(1, 8, 8), (5, 344, 72), (16, 2048, 1024)] {
+        let inputs = [randn(&[r, e])?, randn(&[n, e])?];
+        c.check(&format!("float_scores {r}x{n}x{e}"), &inputs, 2, |t| {
+            let q = t[0].to_dtype(DType::F32)?;
+            match float_scores(&q, &t[1])? {
+                Some(scores) => Ok(scores),
+                None => q.matmul(&t[1].to_dtype(DType::F32)?.t()?),
+            }
+        })?;
+        let name = format!("float_scores {r}x{n}x{e} beside float32");
+        if c.skips(&name) {
+            continue;
+        }
+        let [q, x] = inputs;
+        let x = x.to_dtype(DType::BF16)?;
+        c.poison()?;
+        let Some(got) = float_scores(&q.to_device(&c.gpu)?, &x.to_device(&c.gpu)?)? else {
+            candle_core::bail!("{name}: not made");
+        };
+        c.report(&name, &[difference(&got, &q.matmul(&x.to_dtype(DType::F32)?.t()?)?, 0.)?], 2e-6);
+    }
+    Ok(())
+}

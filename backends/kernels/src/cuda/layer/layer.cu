@@ -83,6 +83,22 @@ extern "C" __global__ void scale_rows(T* x, const float* factor, i64 packs) {
   }
 }
 
+// Three of the parts of n float32 numbers, one after the other: part 0 is the number rounded, part 1 what is left rounded, part
+// 2 what is left then.
+extern "C" __global__ void float_parts(const float* x, T* y, i64 n, int first, int second, int third) {
+  for (i64 i = thread_index(); i < n; i += thread_count()) {
+    T a = Narrow<T>::of(x[i]), b = Narrow<T>::of(x[i] - widen(a)), c = Narrow<T>::of(x[i] - widen(a) - widen(b));
+    y[i] = first == 0 ? a : first == 1 ? b : c;
+    y[n + i] = second == 0 ? a : second == 1 ? b : c;
+    y[2 * n + i] = third == 0 ? a : third == 1 ? b : c;
+  }
+}
+
+// The sum of three times n numbers.
+extern "C" __global__ void sum_of_parts(const float* x, float* y, i64 n) {
+  for (i64 i = thread_index(); i < n; i += thread_count()) y[i] = x[2 * n + i] + x[n + i] + x[i];
+}
+
 // mean (0 unless centred) and reciprocal deviation of a row of d elements in registers.
 template <int C> __device__ __forceinline__ void row_moments(const float (&v)[C][8], int d, bool centred, float eps, float& mean, float& r) {
   int lane = threadIdx.x % 32;
@@ -117,13 +133,35 @@ template <int C> __device__ __forceinline__ void load_row(const T* x, int d, flo
   }
 }
 
+// Writes the norm of a row, a layer norm where there is a bias, an RMS norm otherwise.
+template <int C>
+__device__ __forceinline__ void store_normal(float (&v)[C][8], const T* w, const T* bias, T* y, int d, float eps) {
+  int lane = threadIdx.x % 32;
+  float mean, r;
+  row_moments(v, d, bias != 0, eps, mean, r);
+#pragma unroll
+  for (int i = 0; i < C; i++) {
+    int c = (32 * i + lane) * 8;
+    if (c >= d) continue;
+    float wv[8], bv[8];
+    load<8>(w + c, wv);
+    if (bias) load<8>(bias + c, bv);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      float normal = (v[i][j] - mean) * r;
+      v[i][j] = bias ? normal * wv[j] + bv[j] : widen(Narrow<T>::of(normal)) * wv[j];
+    }
+    store<8>(y + c, v[i]);
+  }
+}
+
 // y = norm(x + add), a layer norm where there is a bias, an RMS norm otherwise; the rounded sum goes to `sum`.
 template <int C>
 __device__ __forceinline__ void norm(const T* x, const T* add, T* sum, const T* w, const T* bias, T* y, i64 rows, int d, int xs, int as,
                      int ss, int ys, float eps) {
   int lane = threadIdx.x % 32;
   for (i64 row = thread_index() / 32; row < rows; row += thread_count() / 32) {
-    float v[C][8], mean, r;
+    float v[C][8];
     load_row(x + row * xs, d, v);
     if (add) {
 #pragma unroll
@@ -141,21 +179,24 @@ __device__ __forceinline__ void norm(const T* x, const T* add, T* sum, const T* 
         *(P8*)(sum + row * ss + c) = pack;
       }
     }
-    row_moments(v, d, bias != 0, eps, mean, r);
+    store_normal(v, w, bias, y + row * ys, d, eps);
+  }
+}
+
+// y = norm(words[ids[i]] + places[i % t]), with a bias; the sum is rounded.
+template <int C>
+__device__ __forceinline__ void embed_norm(const T* words, const u32* ids, const T* places, const T* w, const T* bias, T* y, i64 rows,
+                                           int t, int d, float eps) {
+  int lane = threadIdx.x % 32;
+  for (i64 row = thread_index() / 32; row < rows; row += thread_count() / 32) {
+    float v[C][8], place[C][8];
+    load_row(words + (i64)ids[row] * d, d, v);
+    load_row(places + row % t * d, d, place);
 #pragma unroll
-    for (int i = 0; i < C; i++) {
-      int c = (32 * i + lane) * 8;
-      if (c >= d) continue;
-      float wv[8], bv[8];
-      load<8>(w + c, wv);
-      if (bias) load<8>(bias + c, bv);
+    for (int i = 0; i < C; i++)
 #pragma unroll
-      for (int j = 0; j < 8; j++) {
-        float normal = (v[i][j] - mean) * r;
-        v[i][j] = bias ? normal * wv[j] + bv[j] : widen(Narrow<T>::of(normal)) * wv[j];
-      }
-      store<8>(y + row * ys + c, v[i]);
-    }
+      for (int j = 0; j < 8; j++) v[i][j] = widen(Narrow<T>::of(v[i][j] + place[i][j]));
+    store_normal(v, w, bias, y + row * d, d, eps);
   }
 }
 
@@ -211,6 +252,11 @@ __device__ __forceinline__ void norm_backward(const T* x, const T* w, const T* b
 }
 
 #define NORMS(C)                                                                                                       \
+  extern "C" __global__ void __launch_bounds__(128)                                                                    \
+      embed_norm_##C(const T* words, const u32* ids, const T* places, const T* w, const T* bias, T* y, i64 rows,       \
+                     int t, int d, float eps) {                                                                        \
+    embed_norm<C>(words, ids, places, w, bias, y, rows, t, d, eps);                                                    \
+  }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(128)                                                                    \
       norm_##C(const T* x, const T* add, T* sum, const T* w, const T* bias, T* y, i64 rows, int d, int xs, int as,     \
                int ss, int ys, float eps) {                                                                            \

@@ -4,20 +4,24 @@ mod attention;
 mod cached;
 mod choice;
 mod decoder;
+mod embed;
 mod encoder;
 mod group;
 mod head;
 mod lt;
 mod ops;
+mod scores;
 mod stack;
 mod steps;
 
 pub use cached::{CachedLayer, CachedPass, Plain, Positions, Span};
 pub use choice::likeliest;
 pub use decoder::DecoderLayer;
+pub use embed::embed_norm;
 pub use encoder::EncoderLayer;
 pub use group::Adapted;
 pub use head::head_loss;
+pub use scores::float_scores;
 pub use steps::{GreedySteps, StepModel};
 
 use std::ffi::c_void;

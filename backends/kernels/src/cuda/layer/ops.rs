@@ -129,7 +129,7 @@ pub(super) struct Norm {
     pub(super) eps: f32,
 }
 
-fn norm_kernel(ctx: &Context, name: &str, width: usize) -> Result<Kernel> {
+pub(super) fn norm_kernel(ctx: &Context, name: &str, width: usize) -> Result<Kernel> {
     let packs = match width.div_ceil(256) {
         packs @ ..=4 => packs,
         packs => packs.next_power_of_two(),
