@@ -4,6 +4,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod cupti;
+mod hopper;
 pub(crate) mod layer;
 pub(crate) mod loss;
 pub(crate) mod memory;
@@ -153,15 +154,16 @@ pub(crate) fn function(
     name: &str,
 ) -> Result<Kernel> {
     let key = format!("e2llm_{}{variant}", module.name);
-    let ptx = compiled(dev, &key, || {
+    let ptx = compiled(dev, &key, "", || {
         [SHARED_SOURCES[0], SHARED_SOURCES[1], definitions, module.source].join("\n")
     })?;
     let function = dev.get_or_load_custom_func(name, &key, &ptx)?.into_cuda_function();
     Ok(Kernel { function, stream: dev.cuda_stream() })
 }
 
-/// Compiles a source for the device's architecture, once per process.
-fn compiled(dev: &CudaDevice, key: &str, source: impl FnOnce() -> String) -> Result<Arc<str>> {
+/// Compiles a source for the device's architecture, once per process; with the suffix "a" for exactly that one, with
+/// instructions that others lack.
+fn compiled(dev: &CudaDevice, key: &str, suffix: &str, source: impl FnOnce() -> String) -> Result<Arc<str>> {
     static COMPILED: Mutex<BTreeMap<(String, i32), Arc<str>>> = Mutex::new(BTreeMap::new());
     let (major, minor) = dev.cuda_stream().context().compute_capability().w()?;
     let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,7 +172,7 @@ fn compiled(dev: &CudaDevice, key: &str, source: impl FnOnce() -> String) -> Res
         return Ok(ptx.clone());
     }
     let options = CompileOptions {
-        options: vec![format!("--gpu-architecture=compute_{arch}"), "--std=c++17".into()],
+        options: vec![format!("--gpu-architecture=compute_{arch}{suffix}"), "--std=c++17".into()],
         ..Default::default()
     };
     let ptx = match compile_ptx_with_opts(source(), options) {

@@ -1,10 +1,13 @@
-//! Attention: tiles in shared memory, scores in registers; tensor cores for bf16. A few query rows have a kernel of their own.
+//! Attention: tiles in shared memory, scores in registers; tensor cores for bf16. A few query rows have a kernel of their own, and so
+//! have many on GPUs of compute capability 9.0.
 
 mod decode;
 mod tiles;
+mod warpgroups;
 
 pub(super) use decode::Decode;
 pub(super) use tiles::Tiles;
+pub(super) use warpgroups::{Positions, Sizes, Warpgroups};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, LaunchArgs, PushKernelArg};
 use candle_core::{CudaStorage, DType, Layout, Result, Tensor, backend::BackendStorage, bail};

@@ -8,15 +8,30 @@ use crate::cuda::{GpuElement, Kernel, Module, function, grid};
 
 const FORWARD: Module = Module {
     name: "attention_forward",
-    source: concat!(include_str!("params.cuh"), include_str!("tiles.cuh"), include_str!("forward.cu")),
+    source: concat!(
+        include_str!("params.cuh"),
+        include_str!("quads.cuh"),
+        include_str!("tiles.cuh"),
+        include_str!("forward.cu")
+    ),
 };
 const QUERIES: Module = Module {
     name: "attention_queries",
-    source: concat!(include_str!("params.cuh"), include_str!("tiles.cuh"), include_str!("queries.cu")),
+    source: concat!(
+        include_str!("params.cuh"),
+        include_str!("quads.cuh"),
+        include_str!("tiles.cuh"),
+        include_str!("queries.cu")
+    ),
 };
 const KEYS: Module = Module {
     name: "attention_keys",
-    source: concat!(include_str!("params.cuh"), include_str!("tiles.cuh"), include_str!("keys.cu")),
+    source: concat!(
+        include_str!("params.cuh"),
+        include_str!("quads.cuh"),
+        include_str!("tiles.cuh"),
+        include_str!("keys.cu")
+    ),
 };
 
 /// Constants of the sources.

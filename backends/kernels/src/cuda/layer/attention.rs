@@ -5,7 +5,7 @@ use candle_core::{Result, bail};
 use half::bf16;
 
 use super::{Context, Mat};
-use crate::cuda::attention::{Decode, Params, Tiles, splits};
+use crate::cuda::attention::{Decode, Params, Positions, Sizes, Tiles, Warpgroups, splits};
 use crate::cuda::{Kernel, alloc, int, launch, over};
 
 /// Sizes and mask of a layer's attention.
@@ -62,6 +62,12 @@ impl Heads {
         })
     }
 
+    /// The positions of all sequences in `x`, of which `columns` are read.
+    fn positions(&self, x: Mat, columns: Mat) -> Positions {
+        let (address, size) = (columns.address, [columns.cols, self.t, self.b]);
+        Positions { address, size, strides: [x.stride, self.t * x.stride] }
+    }
+
     /// Query rows of a key head, and key heads of all batch rows.
     fn rows(&self) -> (usize, usize) {
         (self.h / self.hkv * self.t, self.b * self.hkv)
@@ -72,8 +78,20 @@ impl Heads {
 pub(super) fn forward(ctx: &Context, heads: Heads, qkv: Mat, o: Mat) -> Result<CudaSlice<f32>> {
     let p = heads.parameters(qkv, o, o, qkv)?;
     let (rows, key_heads) = heads.rows();
-    let tiles = Tiles::forward::<bf16>(&ctx.dev, (heads.d, true))?;
     let mut lse = alloc::<f32>(&ctx.dev, heads.b * heads.h * heads.t)?;
+    if let Some(kernel) = Warpgroups::new(&ctx.dev, heads.d, heads.t)? {
+        let inputs = [heads.q(qkv), heads.k(qkv)].map(|columns| heads.positions(qkv, columns));
+        let sizes = Sizes {
+            heads: (heads.h, heads.hkv),
+            causal: heads.causal.then_some(0),
+            of_head: (heads.d, 0),
+            of_sequence: 1,
+        };
+        let inputs = (inputs[0], inputs[1], heads.v(qkv).address);
+        kernel.run(inputs, (o.address, o.stride), ctx.address(&lse), heads.lengths, sizes)?;
+        return Ok(lse);
+    }
+    let tiles = Tiles::forward::<bf16>(&ctx.dev, (heads.d, true))?;
     let (q, k, v) = (heads.q(qkv).address, heads.k(qkv).address, heads.v(qkv).address);
     // Scratch for splits, of which there is one.
     let none = 0u64;
@@ -110,6 +128,9 @@ pub(super) fn backward(
     launch(&mut args, tiles.config(heads.t, key_heads, 1))
 }
 
+/// Blocks with which a large GPU is busy: with fewer, keys are rather split over more of them.
+const ENOUGH_BLOCKS: usize = 96;
+
 /// Sizes of attention to remembered keys.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cached {
@@ -132,6 +153,8 @@ pub(super) struct CachedAttention {
 enum Way {
     /// A few query rows, in one launch that leaves nothing behind.
     Few(Decode),
+    /// Many rows of one sequence; where the log-sum-exp goes.
+    Many(Warpgroups, CudaSlice<f32>),
     Tiles(Box<Split>),
 }
 
@@ -152,6 +175,12 @@ impl CachedAttention {
         let (of_group, key_heads) = (h / hkv * t, sequences * hkv);
         if let Some(decode) = Decode::new(&ctx.dev, key_heads, of_group, d, longest)? {
             return Ok(Self { size, way: Way::Few(decode) });
+        }
+        if sequences == 1
+            && Warpgroups::blocks(t, h) >= ENOUGH_BLOCKS
+            && let Some(kernel) = Warpgroups::new(&ctx.dev, d, t)?
+        {
+            return Ok(Self { size, way: Way::Many(kernel, alloc(&ctx.dev, t * h)?) });
         }
         let tiles = Tiles::forward::<bf16>(&ctx.dev, (d, true))?;
         let splits = splits(tiles.blocks(of_group) * key_heads, longest);
@@ -213,6 +242,17 @@ impl CachedAttention {
                 args.arg(&q.address).arg(&memory.0).arg(&memory.1).arg(&o.address).arg(&none);
                 args.arg(&lengths).arg(&p);
                 launch(&mut args, decode.config())
+            }
+            Way::Many(kernel, lse) => {
+                let q =
+                    Positions { address: q.address, size: [h * d, t, 1], strides: [q.stride, t * q.stride] };
+                // The keys of a head are a matrix.
+                let (next, size) = (usize::try_from(strides.1).unwrap_or(0), [d, longest, hkv]);
+                let keys = Positions { address: memory.0, size, strides: [d, next] };
+                let causal = causal.map(|offset| usize::try_from(offset).unwrap_or(0));
+                let sizes = Sizes { heads: (h, hkv), causal, of_head: (0, 1), of_sequence: 0 };
+                let lse = ctx.address(lse);
+                kernel.run((q, keys, memory.1), (o.address, o.stride), lse, lengths, sizes)
             }
             Way::Tiles(split) => {
                 let p = Params {
