@@ -185,6 +185,9 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
         // Without updates; and beside weights.
         (3, 100, 6, 64, 512, 0),
         (1, 33, 32, 128, 1024, 8),
+        // So large that the product makes the activation where a GPU can; rows and columns that are no whole tiles.
+        (12, 331, 4, 64, 1096, 5),
+        (12, 331, 4, 64, 1096, 0),
     ] {
         let width = h * d;
         let square = spec(width, width, true, rank);

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::attention::{self, Heads};
 use super::group::{Adapted, Assembled, Group, assemble, count, few, is_input, trained};
-use super::ops::{self, Activation, NormGradient};
+use super::ops::{self, NormGradient};
 use super::stack::{self, Layer, Sum};
 use super::{Buffer, Context, Mat};
 
@@ -125,13 +125,12 @@ impl Layer for Encoder {
         let x2 = up.room(ctx, rows)?;
         ops::norm(ctx, sum1.mat, None, self.norm(ctx, 0)?, x2.first(width))?;
 
-        let (inner, low2) = up.forward(ctx, &weights[2], x2.mat)?;
         let x3 = down.room(ctx, rows)?;
-        ops::activate(ctx, Activation::Gelu, inner.mat, x3.first(down.inputs()))?;
+        let (inner, low2) = up.forward_gelu(ctx, &weights[2], (x2.mat, x3.first(down.inputs())), keep)?;
         let sum2 = ctx.buffer(rows, width)?;
         let low3 = down.forward_onto(ctx, &weights[3], x3.mat, sum2.mat, Some(x2.first(width)))?;
         ops::norm(ctx, sum2.mat, None, self.norm(ctx, 1)?, y)?;
-        let Some((qkv, o)) = attended else { return Ok(None) };
+        let (Some((qkv, o)), Some(inner)) = (attended, inner) else { return Ok(None) };
         lows[2] = up.keep_low(ctx, x2.mat, low2)?;
         lows[3] = down.keep_low(ctx, x3.mat, low3)?;
         let weights = few(weights);

@@ -8,7 +8,7 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 
-use super::ops::{self, Assembling};
+use super::ops::{self, Activation, Assembling};
 use super::{Buffer, Context, Mat, PACK};
 use crate::cuda::tensor;
 
@@ -300,6 +300,41 @@ impl Group {
             ctx.product((y, DType::BF16), (low, false), (b, true), 1.0, 1.0)
         })?;
         Ok(own)
+    }
+
+    /// As [`Group::forward`], of one linear, through GELU to `y`. The values before that are returned where the backward pass is to
+    /// `keep` them, or had to be made.
+    pub(super) fn forward_gelu(
+        &self,
+        ctx: &Context,
+        with: &Assembled,
+        (x, y): (Mat, Mat),
+        keep: bool,
+    ) -> Result<(Option<Buffer>, Option<Buffer>)> {
+        if self.parts.len() == 1 && self.form != Form::Beside {
+            let before = if keep { Some(ctx.buffer(x.rows, self.outputs)?) } else { None };
+            let (first, part) = (x.columns(0, self.inputs), &self.parts[0]);
+            if let (Some(a), Some(low)) = (&with.low, self.low(x, None)) {
+                ctx.product((low, DType::BF16), (first, false), (*a, true), 1.0, 0.0)?;
+            }
+            let (weight, bias) = match &with.wide {
+                Some(wide) => {
+                    let bias = with.bias.as_ref().map_or(0, |b| b.mat.address);
+                    (wide.mat.part(0, self.outputs).columns(0, self.width()), bias)
+                }
+                None => {
+                    let bias = part.bias.as_ref().map_or(Ok(0), |b| ctx.input::<bf16>(b))?;
+                    (ctx.matrix(&part.weight)?, bias)
+                }
+            };
+            let to = (y, before.as_ref().map(|b| b.mat));
+            if ctx.product_gelu(to, x.columns(0, self.width()), weight, bias)? {
+                return Ok((before, None));
+            }
+        }
+        let (before, low) = self.forward(ctx, with, x)?;
+        ops::activate(ctx, Activation::Gelu, before.mat, y)?;
+        Ok((Some(before), low))
     }
 
     fn product(&self, ctx: &Context, y: Mat, x: Mat, w: Mat, bias: u64, onto: Option<Mat>) -> Result<()> {

@@ -5,6 +5,7 @@ mod cached;
 mod choice;
 mod decoder;
 mod embed;
+mod gelu_product;
 mod encoder;
 mod group;
 mod head;
