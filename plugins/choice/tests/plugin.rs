@@ -76,7 +76,7 @@ fn a_wrong_letter_is_not_compensated_and_nulls_are_counted() {
         .iter()
         .map(|response| Row { scores: score("longbench-v2", response, "B").unwrap() })
         .collect();
-    let got = Choice.aggregate(&rows).unwrap();
+    let got = Choice.aggregate(&mut rows.into_iter()).unwrap();
     assert_eq!(got["accuracy@official"], 0.25);
     assert_eq!(got["accuracy@compensated"], (0.0 + 0.25 + 0.25 + 1.0) / 4.0);
     assert_eq!(got["n_null"], 2.0);
