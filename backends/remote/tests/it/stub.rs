@@ -158,11 +158,16 @@ fn serve(mut stream: TcpStream, shared: &(Mutex<State>, Condvar)) -> std::io::Re
         }
         shared.1.notify_all();
     }
-    let result = answer(&mut stream, act, shared);
-    if !is_models {
-        shared.0.lock().unwrap().under_way -= 1;
+    answer(&mut stream, act, shared, (!is_models).then_some(UnderWay(shared)))
+}
+
+/// A request that is under way until this is dropped.
+struct UnderWay<'a>(&'a (Mutex<State>, Condvar));
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap().under_way -= 1;
     }
-    result
 }
 
 fn unchunked(reader: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
@@ -179,7 +184,12 @@ fn unchunked(reader: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
     }
 }
 
-fn answer(stream: &mut TcpStream, act: Act, shared: &(Mutex<State>, Condvar)) -> std::io::Result<()> {
+fn answer(
+    stream: &mut TcpStream,
+    act: Act,
+    shared: &(Mutex<State>, Condvar),
+    under_way: Option<UnderWay<'_>>,
+) -> std::io::Result<()> {
     let (status, headers, body) = match act {
         Act::Answer(status, headers, body) => (status, headers, body),
         Act::Torn(body) => {
@@ -199,6 +209,8 @@ fn answer(stream: &mut TcpStream, act: Act, shared: &(Mutex<State>, Condvar)) ->
         }
         Act::Reset => return Ok(()),
     };
+    // Whoever has read the answer may ask again before this thread goes on.
+    drop(under_way);
     write!(
         stream,
         "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{body}",
