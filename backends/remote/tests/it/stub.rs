@@ -158,7 +158,7 @@ fn serve(mut stream: TcpStream, shared: &(Mutex<State>, Condvar)) -> std::io::Re
         }
         shared.1.notify_all();
     }
-    answer(&mut stream, act, shared, (!is_models).then_some(UnderWay(shared)))
+    answer(&mut stream, act, shared, (!is_models).then(|| UnderWay(shared)))
 }
 
 /// A request that is under way until this is dropped.
