@@ -4,7 +4,7 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, sys};
 use candle_core::{CudaDevice, Result, bail};
 
-use super::{Kernel, Module, SHARED_SOURCES, compiled};
+use super::{Kernel, Module, SHARED_SOURCES, load};
 
 /// Columns of bf16 elements in a box: 128 bytes, which the copies swizzle.
 pub(super) const BOX: usize = 64;
@@ -22,13 +22,10 @@ pub(super) fn function(
     definitions: &str,
     name: &str,
 ) -> Result<Kernel> {
-    let key = format!("e2llm_{}{variant}", module.name);
     let [ptx, common] = SHARED_SOURCES;
     let (copies, products) = (include_str!("hopper.cuh"), include_str!("wgmma.cuh"));
     let sources = [ptx, common, copies, products, definitions, module.source];
-    let ptx = compiled(dev, &key, "a", || sources.join("\n"))?;
-    let function = dev.get_or_load_custom_func(name, &key, &ptx)?.into_cuda_function();
-    Ok(Kernel { function, stream: dev.cuda_stream() })
+    load(dev, &format!("{}{variant}", module.name), "a", &sources, name)
 }
 
 /// `TensorMap` of the kernel sources: a matrix, or several of one size, and the box that a copy moves.

@@ -153,10 +153,14 @@ pub(crate) fn function(
     definitions: &str,
     name: &str,
 ) -> Result<Kernel> {
-    let key = format!("e2llm_{}{variant}", module.name);
-    let ptx = compiled(dev, &key, "", || {
-        [SHARED_SOURCES[0], SHARED_SOURCES[1], definitions, module.source].join("\n")
-    })?;
+    let [ptx, common] = SHARED_SOURCES;
+    load(dev, &format!("{}{variant}", module.name), "", &[ptx, common, definitions, module.source], name)
+}
+
+/// The kernel `name` of sources that are compiled together under a key; `suffix` is that of [`compiled`].
+fn load(dev: &CudaDevice, key: &str, suffix: &str, sources: &[&str], name: &str) -> Result<Kernel> {
+    let key = format!("e2llm_{key}");
+    let ptx = compiled(dev, &key, suffix, || sources.join("\n"))?;
     let function = dev.get_or_load_custom_func(name, &key, &ptx)?.into_cuda_function();
     Ok(Kernel { function, stream: dev.cuda_stream() })
 }
