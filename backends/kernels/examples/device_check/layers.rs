@@ -179,15 +179,17 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
             })?;
         }
     }
-    for (b, t, h, d, m, rank) in [
-        (5, 61, 12, 32, 256, 32),
-        (2, 130, 3, 48, 160, 3),
+    // Ranks of the updates of attention and of the feed-forward block, and layers one after the other.
+    for (b, t, h, d, m, (rank, fed), count) in [
+        (5, 61, 12, 32, 256, (32, 32), 1),
+        (2, 130, 3, 48, 160, (3, 3), 1),
         // Without updates; and beside weights.
-        (3, 100, 6, 64, 512, 0),
-        (1, 33, 32, 128, 1024, 8),
+        (3, 100, 6, 64, 512, (0, 0), 1),
+        (1, 33, 32, 128, 1024, (8, 8), 1),
         // So large that the product makes the activation where a GPU can; rows and columns that are no whole tiles.
-        (12, 331, 4, 64, 1096, 5),
-        (12, 331, 4, 64, 1096, 0),
+        (12, 331, 4, 64, 1096, (5, 5), 1),
+        (12, 331, 4, 64, 1096, (0, 0), 1),
+        (12, 331, 4, 64, 1096, (5, 0), 2),
     ] {
         let width = h * d;
         let square = spec(width, width, true, rank);
@@ -195,17 +197,17 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
             square,
             square,
             spec(width, width, false, rank),
-            square,
-            spec(m, width, true, rank),
-            spec(width, m, true, rank),
+            spec(width, width, true, fed),
+            spec(m, width, true, fed),
+            spec(width, m, true, fed),
         ];
         let (mut inputs, trained) = layer_tensors(randn(&[b, t, width])?, &specs)?;
         let norms = inputs.len();
         inputs.extend([randn(&[width])?, randn(&[width])?, randn(&[width])?, randn(&[width])?]);
-        let lengths: Vec<usize> = (0..b).map(|i| t - 11 * i).collect();
+        let lengths: Vec<usize> = (0..b).map(|i| if i == 2 { 0 } else { t - 11 * i % t }).collect();
         for (form, whole, keep) in FORMS {
             allow(c, whole);
-            let name = format!("encoder layer {b}x{t}x{h}x{d} {form}");
+            let name = format!("encoder layer {b}x{t}x{h}x{d} {count} of rank {rank}, {fed} {form}");
             c.check(&name, &inputs, trained, |t| {
                 let mut parts = Parts { updates: t[1..trained].iter(), frozen: t[trained..].iter() };
                 let linears = specs.iter().map(|s| s.adapted(&mut parts)).collect::<Result<Vec<_>>>()?;
@@ -219,9 +221,10 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
                 if whole && t[0].dtype() == DType::BF16 {
                     let lengths: Vec<u32> = lengths.iter().map(|&n| n as u32).collect();
                     let lengths = Tensor::new(lengths, t[0].device())?;
-                    return EncoderLayer::forward(&[layer], &t[0], Some(&lengths), keep);
+                    return EncoderLayer::forward(&vec![layer; count], &t[0], Some(&lengths), keep);
                 }
-                encoder_graph(&layer, &t[0], Mask::Keys(&lengths))
+                let graph = |x: Tensor, _| encoder_graph(&layer, &x, Mask::Keys(&lengths));
+                (0..count).try_fold(t[0].clone(), graph)
             })?;
         }
     }

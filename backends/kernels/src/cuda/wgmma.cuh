@@ -33,7 +33,8 @@ __device__ __forceinline__ void wgmma(float (&c)[8][4], u64 a, u64 b, int keep) 
       : "l"(a), "l"(b), "r"(keep));
 }
 
-__device__ __forceinline__ void wgmma(float (&c)[16][4], u64 a, u64 b, int keep) {
+// With TURNED by columns of b.
+template <int TURNED = 0> __device__ __forceinline__ void wgmma(float (&c)[16][4], u64 a, u64 b, int keep) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -41,9 +42,9 @@ __device__ __forceinline__ void wgmma(float (&c)[16][4], u64 a, u64 b, int keep)
       "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
       "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
       "%62, %63"
-      "}, %64, %65, p, 1, 1, 0, 0;\n}"
+      "}, %64, %65, p, 1, 1, 0, %67;\n}"
       : FLOATS_64(c, 0)
-      : "l"(a), "l"(b), "r"(keep));
+      : "l"(a), "l"(b), "r"(keep), "n"(TURNED));
 }
 
 __device__ __forceinline__ void wgmma_turned(float (&c)[8][4], const u32 (&a)[4], u64 b, int keep) {

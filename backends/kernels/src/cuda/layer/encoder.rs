@@ -4,7 +4,7 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::{self, Heads};
-use super::group::{Adapted, Assembled, Group, assemble, count, few, is_input, trained};
+use super::group::{Activated, Adapted, Assembled, Group, assemble, count, few, is_input, trained};
 use super::ops::{self, NormGradient};
 use super::stack::{self, Layer, Sum};
 use super::{Buffer, Context, Mat};
@@ -82,7 +82,7 @@ struct Kept {
     o: Buffer,
     lse: CudaSlice<f32>,
     sum1: Buffer,
-    inner: Buffer,
+    inner: Activated,
     sum2: Buffer,
 }
 
@@ -126,7 +126,8 @@ impl Layer for Encoder {
         ops::norm(ctx, sum1.mat, None, self.norm(ctx, 0)?, x2.first(width))?;
 
         let x3 = down.room(ctx, rows)?;
-        let (inner, low2) = up.forward_gelu(ctx, &weights[2], (x2.mat, x3.first(down.inputs())), keep)?;
+        let to = (x2.mat, x3.first(down.inputs()));
+        let (inner, low2) = up.forward_gelu(ctx, &weights[2], to, down, keep)?;
         let sum2 = ctx.buffer(rows, width)?;
         let low3 = down.forward_onto(ctx, &weights[3], x3.mat, sum2.mat, Some(x2.first(width)))?;
         ops::norm(ctx, sum2.mat, None, self.norm(ctx, 1)?, y)?;
@@ -157,11 +158,8 @@ impl Layer for Encoder {
         let of = NormGradient { x: sum2.mat, g: (g.first, g.second), add: None, dx, y: None };
         ops::norm_backward(ctx, self.norm(ctx, 1)?, &of)?;
         drop((g, sum2));
-        let dx3 = down.input_gradient(ctx, &weights[3], dsum2.mat)?;
-        // From here on `inner` is the activation's value, and the gradient of that the gradient of `inner`.
-        ops::gelu_backward(ctx, inner.mat, dx3.dx())?;
-        down.update_gradients(ctx, (inner.mat, own(&low3, down)), &dx3, dsum2.mat, &mut of_down)?;
-        drop(inner);
+        let inner = (inner, own(&low3, down));
+        let dx3 = down.gelu_gradient(ctx, &weights[3], dsum2.mat, inner, &mut of_down)?;
         let dx2 = up.input_gradient(ctx, &weights[2], dx3.dx())?;
         // The sum before the second norm reads the first norm's value directly as well. That value comes in the place of
         // the gradient.

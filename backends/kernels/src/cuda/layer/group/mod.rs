@@ -5,10 +5,16 @@
 //! `x` and `low` at once. Nothing is added up in memory. Where copying the weights would take longer than that, the
 //! updates are added to the outputs instead. Either way sums are kept in float32 within a product, and biases are added there.
 
+mod assembled;
+mod gelu;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 
-use super::ops::{self, Activation, Assembling};
+pub(super) use assembled::{Assembled, assemble, few};
+pub(super) use gelu::Activated;
+
+use super::ops;
 use super::{Buffer, Context, Mat, PACK};
 use crate::cuda::tensor;
 
@@ -86,27 +92,6 @@ pub(super) struct Group {
     /// weight: then it is `[g | dlow] [W | scaling B; A]` that is the input's, in one product, where two would read and
     /// write the wider matrix.
     stacked: bool,
-}
-
-/// The weights of the moment, rounded.
-#[derive(Default)]
-pub(super) struct Assembled {
-    /// `[W | scaling B]`, and below it A where that is stacked; or without W `[out, r]` of each linear below the other, rows
-    /// of the widest.
-    wide: Option<Buffer>,
-    /// All A, `[rank, in]`.
-    low: Option<Mat>,
-    own_low: Option<Buffer>,
-    /// All biases.
-    bias: Option<Buffer>,
-}
-
-impl Assembled {
-    /// Its size.
-    pub(super) fn bytes(&self) -> usize {
-        let bytes = |b: &Buffer| 2 * b.mat.rows * b.mat.stride;
-        [&self.wide, &self.own_low, &self.bias].into_iter().flatten().map(bytes).sum()
-    }
 }
 
 /// The gradient of a group's input, and of `low`, from which follow those of A and B.
@@ -189,54 +174,6 @@ impl Group {
         ctx.buffer(rows, self.width().next_multiple_of(PACK))
     }
 
-    /// Room for the weights of this call, and what is to be written there, given A and B of each updated linear.
-    fn assemble(&self, ctx: &Context, loras: &[Tensor], todo: &mut Vec<Assembling>) -> Result<Assembled> {
-        if self.form == Form::Plain {
-            return Ok(Assembled::default());
-        }
-        let is_wide = self.form == Form::Wide;
-        let stride = match self.form {
-            Form::Wide => self.width().next_multiple_of(PACK),
-            _ => self.parts.iter().map(|p| p.rank).max().unwrap_or(0).next_multiple_of(PACK),
-        };
-        let wide = ctx.buffer(self.gradient_width(), stride)?;
-        let own_low = if self.stacked { None } else { Some(ctx.buffer(self.rank, self.inputs)?) };
-        let below = wide.mat.part(self.outputs.min(wide.mat.rows), self.rank).columns(0, self.inputs);
-        let low = own_low.as_ref().map_or(below, |low| low.mat);
-        let biased = is_wide && self.parts.iter().any(|p| p.bias.is_some());
-        let bias = if biased { Some(ctx.buffer(1, self.outputs)?) } else { None };
-        let (mut row, mut column, mut next) = (0, 0, loras.chunks_exact(2));
-        for part in &self.parts {
-            let mut own = Assembling {
-                weight: if is_wide { ctx.matrix(&part.weight)?.address } else { 0 },
-                bias: part.bias.as_ref().map_or(Ok(0), |b| ctx.input::<bf16>(b))?,
-                to_bias: bias.as_ref().map_or(0, |b| b.mat.columns(row, 1).address),
-                wide: wide.mat.part(row, part.outputs).address,
-                low: low.part(column, part.rank).address,
-                low_stride: low.stride,
-                n: part.outputs,
-                k: self.inputs,
-                copied: if is_wide { self.inputs } else { 0 },
-                r: part.rank,
-                stride,
-                column: if is_wide { column } else { 0 },
-                scaling: part.scaling as f32,
-                ..Assembling::default()
-            };
-            if part.rank > 0 {
-                let Some([a, b]) = next.next() else { bail!("too few tensors for the updates of a layer") };
-                if a.dims() != [part.rank, self.inputs] || b.dims() != [part.outputs, part.rank] {
-                    bail!("updates {:?} and {:?} do not fit their linear", a.shape(), b.shape());
-                }
-                (own.a, own.b) = (ctx.input::<f32>(a)?, ctx.input::<f32>(b)?);
-            }
-            todo.push(own);
-            row += part.outputs;
-            column += part.rank;
-        }
-        Ok(Assembled { wide: Some(wide), low: Some(low), own_low, bias })
-    }
-
     /// Calls `f` with each linear, its columns of the output, its columns of `low`, and its scaled B where that is kept apart.
     fn each(
         &self,
@@ -300,41 +237,6 @@ impl Group {
             ctx.product((y, DType::BF16), (low, false), (b, true), 1.0, 1.0)
         })?;
         Ok(own)
-    }
-
-    /// As [`Group::forward`], of one linear, through GELU to `y`. The values before that are returned where the backward pass is to
-    /// `keep` them, or had to be made.
-    pub(super) fn forward_gelu(
-        &self,
-        ctx: &Context,
-        with: &Assembled,
-        (x, y): (Mat, Mat),
-        keep: bool,
-    ) -> Result<(Option<Buffer>, Option<Buffer>)> {
-        if self.parts.len() == 1 && self.form != Form::Beside {
-            let before = if keep { Some(ctx.buffer(x.rows, self.outputs)?) } else { None };
-            let (first, part) = (x.columns(0, self.inputs), &self.parts[0]);
-            if let (Some(a), Some(low)) = (&with.low, self.low(x, None)) {
-                ctx.product((low, DType::BF16), (first, false), (*a, true), 1.0, 0.0)?;
-            }
-            let (weight, bias) = match &with.wide {
-                Some(wide) => {
-                    let bias = with.bias.as_ref().map_or(0, |b| b.mat.address);
-                    (wide.mat.part(0, self.outputs).columns(0, self.width()), bias)
-                }
-                None => {
-                    let bias = part.bias.as_ref().map_or(Ok(0), |b| ctx.input::<bf16>(b))?;
-                    (ctx.matrix(&part.weight)?, bias)
-                }
-            };
-            let to = (y, before.as_ref().map(|b| b.mat));
-            if ctx.product_gelu(to, x.columns(0, self.width()), weight, bias)? {
-                return Ok((before, None));
-            }
-        }
-        let (before, low) = self.forward(ctx, with, x)?;
-        ops::activate(ctx, Activation::Gelu, before.mat, y)?;
-        Ok((Some(before), low))
     }
 
     fn product(&self, ctx: &Context, y: Mat, x: Mat, w: Mat, bias: u64, onto: Option<Mat>) -> Result<()> {
@@ -441,25 +343,6 @@ impl Group {
         }
         Ok(())
     }
-}
-
-/// The weights of each of a layer's groups for this call, given A and B of all of its updated linears in order.
-pub(super) fn assemble(ctx: &Context, groups: &[Group], mut loras: &[Tensor]) -> Result<Vec<Assembled>> {
-    let (mut all, mut todo) = (Vec::with_capacity(groups.len()), Vec::new());
-    for group in groups {
-        let (own, others) = loras.split_at(group.trained().min(loras.len()));
-        all.push(group.assemble(ctx, own, &mut todo)?);
-        loras = others;
-    }
-    ops::assemble(ctx, &todo)?;
-    Ok(all)
-}
-
-/// The copies of a layer's weights, unless keeping them for the backward pass would take more memory than time is lost by
-/// making them again.
-pub(super) fn few(weights: Vec<Assembled>) -> Option<Vec<Assembled>> {
-    const KEPT: usize = 16 << 20;
-    Some(weights).filter(|w| w.iter().map(Assembled::bytes).sum::<usize>() < KEPT)
 }
 
 /// How many trained tensors groups have.
