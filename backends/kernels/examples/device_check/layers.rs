@@ -131,13 +131,15 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
     let spec = |outputs, inputs, bias, rank| Spec { outputs, inputs, bias, rank };
     for (b, t, h, hkv, d, m, rank, bias) in [
         (3, 77, 9, 3, 64, 256, 32, false),
+        (2, 200, 4, 2, 64, 96, 4, false),
         (2, 130, 4, 1, 32, 96, 5, true),
         (1, 65, 2, 2, 128, 200, 8, false),
-        // Updates beside all weights but the last, whose copies are too large to be kept for the backward pass.
-        (1, 33, 32, 8, 128, 512, 4, false),
+        // Updates beside all weights but the last, whose copies are too large to be kept for the backward pass; and inputs that are.
+        (1, 515, 32, 8, 128, 512, 4, false),
         (2, 33, 32, 8, 128, 1024, 5, true),
-        // Copies that are not kept.
+        // Copies that are not kept, nor are inputs with more beside them.
         (1, 65, 8, 2, 128, 1920, 8, false),
+        (5, 641, 8, 2, 128, 1032, 8, false),
     ] {
         let (width, rows) = (h * d, (h * d, hkv * d));
         let specs = [
@@ -153,7 +155,7 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
         let norms = inputs.len();
         let angles = randn(&[t, d / 2])?;
         inputs.extend([randn(&[width])?, randn(&[width])?, angles.cos()?, angles.sin()?]);
-        let lengths: Vec<usize> = (0..b).map(|i| t - 17 * i).collect();
+        let lengths: Vec<usize> = (0..b).map(|i| if i == 2 { 0 } else { t - 17 * i }).collect();
         for (form, whole, keep) in FORMS {
             allow(c, whole);
             let name = format!("decoder layer {b}x{t}x{h}({hkv})x{d} {form}");
@@ -190,6 +192,8 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
         (12, 331, 4, 64, 1096, (5, 5), 1),
         (12, 331, 4, 64, 1096, (0, 0), 1),
         (12, 331, 4, 64, 1096, (5, 0), 2),
+        // So large that little is kept.
+        (83, 101, 16, 64, 520, (5, 0), 2),
     ] {
         let width = h * d;
         let square = spec(width, width, true, rank);

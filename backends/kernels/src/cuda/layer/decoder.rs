@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::attention::{self, Heads};
 use super::group::{Adapted, Assembled, Group, assemble, count, few, is_input, trained};
 use super::ops::{self, Activation, Angles, NormGradient};
-use super::stack::{self, Layer, Sum};
+use super::stack::{self, Keep, Layer, Sum};
 use super::{Buffer, Context, Mat};
 
 /// The frozen parts of a decoder layer and its trained updates:
@@ -92,19 +92,19 @@ struct Decoder {
     eps: f32,
 }
 
-/// What the backward pass reads.
+/// What the backward pass reads. Inputs that nothing needs are not kept, and large ones are made again.
 struct Kept {
     weights: Option<Vec<Assembled>>,
     /// `low` of the groups, where it does not stand beside their inputs.
     lows: [Option<Buffer>; 4],
-    x1: Buffer,
+    x1: Option<Buffer>,
     qkv: Buffer,
     o: Buffer,
     lse: CudaSlice<f32>,
     middle: Buffer,
-    x2: Buffer,
+    x2: Option<Buffer>,
     gates: Buffer,
-    x3: Buffer,
+    x3: Option<Buffer>,
 }
 
 impl Decoder {
@@ -135,7 +135,7 @@ impl Layer for Decoder {
         self.groups[0].inputs()
     }
 
-    fn forward(&self, ctx: &Context, x: Mat, trained: &[Tensor], y: Mat, keep: bool) -> Result<Option<Kept>> {
+    fn forward(&self, ctx: &Context, x: Mat, trained: &[Tensor], y: Mat, keep: Keep) -> Result<Option<Kept>> {
         let [attend, output, feed, down] = &self.groups;
         let weights = assemble(ctx, &self.groups, trained)?;
 
@@ -147,7 +147,7 @@ impl Layer for Decoder {
         let lse = attention::forward(ctx, self.heads(ctx)?, qkv.mat, o.first(output.inputs()))?;
         let middle = ctx.buffer(x.rows, x.cols)?;
         let of_o = output.forward_onto(ctx, &weights[1], o.mat, middle.mat, Some(x))?;
-        let attended = keep.then_some((x1, qkv, o));
+        let attended = (keep != Keep::Nothing).then_some((x1, qkv, o));
 
         let x2 = feed.room(ctx, x.rows)?;
         ops::norm(ctx, middle.mat, None, self.norm(ctx, &self.post_norm)?, x2.first(x.cols))?;
@@ -156,7 +156,11 @@ impl Layer for Decoder {
         ops::activate(ctx, Activation::Gated, gates.mat, x3.first(down.inputs()))?;
         let low3 = down.forward_onto(ctx, &weights[3], x3.mat, y, Some(middle.mat))?;
         let Some((x1, qkv, o)) = attended else { return Ok(None) };
-        let (weights, lows) = (few(weights), [low1, of_o, low2, low3]);
+        let all = keep == Keep::All;
+        let (x1, low1) = attend.keep_input(ctx, x1, low1, all)?;
+        let (x2, low2) = feed.keep_input(ctx, x2, low2, all)?;
+        let (x3, low3) = down.keep_input(ctx, x3, low3, all)?;
+        let (weights, lows) = (few(weights, all), [low1, of_o, low2, low3]);
         Ok(Some(Kept { weights, lows, x1, qkv, o, lse, middle, x2, gates, x3 }))
     }
 
@@ -176,20 +180,24 @@ impl Layer for Decoder {
         let g = sum.first;
 
         let dx3 = down.input_gradient(ctx, &weights[3], g)?;
-        let low3 = down.low(x3.mat, low3.as_ref());
-        down.update_gradients(ctx, (x3.mat, low3), &dx3, g, &mut of_down)?;
-        drop(x3);
+        let activate = |to| ops::activate(ctx, Activation::Gated, gates.mat, to);
+        if let Some((x3, low3)) = down.input_again(ctx, x.rows, (x3, low3.as_ref()), activate)? {
+            down.update_gradients(ctx, (x3.mat, low3), &dx3, g, &mut of_down)?;
+        }
         // From here on `gates` are their gradient.
         ops::gated_backward(ctx, gates.mat, dx3.dx())?;
         drop(dx3);
         let dx2 = feed.input_gradient(ctx, &weights[2], gates.mat)?;
-        let low2 = feed.low(x2.mat, low2.as_ref());
-        feed.update_gradients(ctx, (x2.mat, low2), &dx2, gates.mat, &mut of_feed)?;
-        drop((x2, gates));
+        let norm = self.norm(ctx, &self.post_norm)?;
+        let make = |to| ops::norm(ctx, middle.mat, None, norm, to);
+        if let Some((x2, low2)) = feed.input_again(ctx, x.rows, (x2, low2.as_ref()), make)? {
+            feed.update_gradients(ctx, (x2.mat, low2), &dx2, gates.mat, &mut of_feed)?;
+        }
+        drop(gates);
         let dmiddle = output.gradient_room(ctx, x.rows)?;
         let (add, dx) = (Some(g.columns(0, x.cols)), dmiddle.first(x.cols));
         let of = NormGradient { x: middle.mat, g: (dx2.dx(), None), add, dx, y: None };
-        ops::norm_backward(ctx, self.norm(ctx, &self.post_norm)?, &of)?;
+        ops::norm_backward(ctx, norm, &of)?;
         drop((middle, dx2, sum));
 
         let d_o = output.input_gradient(ctx, &weights[1], dmiddle.mat)?;
@@ -201,13 +209,16 @@ impl Layer for Decoder {
         drop((qkv, o, d_o));
         self.rotate(ctx, dqkv.mat, true)?;
         let dx1 = attend.input_gradient(ctx, &weights[0], dqkv.mat)?;
-        let low1 = attend.low(x1.mat, low1.as_ref());
-        attend.update_gradients(ctx, (x1.mat, low1), &dx1, dqkv.mat, &mut of_attend)?;
+        let norm = self.norm(ctx, &self.input_norm)?;
+        let make = |to| ops::norm(ctx, x, None, norm, to);
+        if let Some((x1, low1)) = attend.input_again(ctx, x.rows, (x1, low1.as_ref()), make)? {
+            attend.update_gradients(ctx, (x1.mat, low1), &dx1, dqkv.mat, &mut of_attend)?;
+        }
         // In the form that the layer before, which is alike, takes it in.
         let dx = down.gradient_room(ctx, x.rows)?;
         let (g, add) = ((dx1.dx(), None), Some(dmiddle.first(x.cols)));
         let of = NormGradient { x, g, add, dx: dx.first(x.cols), y: None };
-        ops::norm_backward(ctx, self.norm(ctx, &self.input_norm)?, &of)?;
+        ops::norm_backward(ctx, norm, &of)?;
 
         let all = [of_attend, of_output, of_feed, of_down].into_iter().flatten().collect();
         Ok((Sum::new(dx, None), all))

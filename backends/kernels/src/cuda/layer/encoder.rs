@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor, bail};
 use super::attention::{self, Heads};
 use super::group::{Activated, Adapted, Assembled, Group, assemble, count, few, is_input, trained};
 use super::ops::{self, NormGradient};
-use super::stack::{self, Layer, Sum};
+use super::stack::{self, Keep, Layer, Sum};
 use super::{Buffer, Context, Mat};
 
 /// The frozen parts of an encoder layer and its trained updates:
@@ -72,19 +72,23 @@ struct Encoder {
     heads: Heads,
 }
 
-/// What the backward pass reads; the sums are what the norms were given. The values of the first norm and of the activation are
-/// made once more.
+/// What the backward pass reads; the sums are what the norms were given. The values of the norms are made once more, and so are, where they
+/// are large, queries, keys and values: of all that is kept they take the least time for their memory.
 struct Kept {
     weights: Option<Vec<Assembled>>,
     /// `low` of the groups.
     lows: [Option<Buffer>; 4],
-    qkv: Buffer,
+    qkv: Option<Buffer>,
     o: Buffer,
     lse: CudaSlice<f32>,
     sum1: Buffer,
     inner: Activated,
     sum2: Buffer,
 }
+
+/// Bytes of a layer's value from which on it and the queries, keys and values of the next layer are made again in the backward pass: it
+/// has to be so large that not the launches count.
+const WORTH_REMAKING: usize = 16 << 20;
 
 impl Encoder {
     fn norm(&self, ctx: &Context, which: usize) -> Result<ops::Norm> {
@@ -110,7 +114,15 @@ impl Layer for Encoder {
         self.groups[0].width()
     }
 
-    fn forward(&self, ctx: &Context, x: Mat, trained: &[Tensor], y: Mat, keep: bool) -> Result<Option<Kept>> {
+    fn is_remade(&self, rows: usize) -> bool {
+        2 * rows * self.groups[0].inputs() >= WORTH_REMAKING
+    }
+
+    fn value(&self, ctx: &Context, kept: &Kept, y: Mat) -> Result<()> {
+        ops::norm(ctx, kept.sum2.mat, None, self.norm(ctx, 1)?, y)
+    }
+
+    fn forward(&self, ctx: &Context, x: Mat, trained: &[Tensor], y: Mat, keep: Keep) -> Result<Option<Kept>> {
         let [attend, output, up, down] = &self.groups;
         let weights = assemble(ctx, &self.groups, trained)?;
         let (rows, width) = (x.rows, y.cols);
@@ -121,20 +133,21 @@ impl Layer for Encoder {
         let sum1 = ctx.buffer(rows, width)?;
         let of_o = output.forward_onto(ctx, &weights[1], o.mat, sum1.mat, Some(x.columns(0, width)))?;
         let mut lows = [low, of_o, None, None];
-        let attended = keep.then_some((qkv, o));
+        let is_kept = keep == Keep::All || !self.is_remade(rows);
+        let attended = (keep != Keep::Nothing).then(|| (is_kept.then_some(qkv), o));
         let x2 = up.room(ctx, rows)?;
         ops::norm(ctx, sum1.mat, None, self.norm(ctx, 0)?, x2.first(width))?;
 
         let x3 = down.room(ctx, rows)?;
         let to = (x2.mat, x3.first(down.inputs()));
-        let (inner, low2) = up.forward_gelu(ctx, &weights[2], to, down, keep)?;
+        let (inner, low2) = up.forward_gelu(ctx, &weights[2], to, down, keep != Keep::Nothing)?;
         let sum2 = ctx.buffer(rows, width)?;
         let low3 = down.forward_onto(ctx, &weights[3], x3.mat, sum2.mat, Some(x2.first(width)))?;
         ops::norm(ctx, sum2.mat, None, self.norm(ctx, 1)?, y)?;
         let (Some((qkv, o)), Some(inner)) = (attended, inner) else { return Ok(None) };
         lows[2] = up.keep_low(ctx, x2.mat, low2)?;
         lows[3] = down.keep_low(ctx, x3.mat, low3)?;
-        let weights = few(weights);
+        let weights = few(weights, keep == Keep::All);
         Ok(Some(Kept { weights, lows, qkv, o, lse, sum1, inner, sum2 }))
     }
 
@@ -173,6 +186,10 @@ impl Layer for Encoder {
         let d_o = output.input_gradient(ctx, &weights[1], dsum1.mat)?;
         let low_o = output.low(o.mat, of_o.as_ref());
         output.update_gradients(ctx, (o.mat, low_o), &d_o, dsum1.mat, &mut of_output)?;
+        let (qkv, low) = match qkv {
+            Some(qkv) => (qkv, low),
+            None => attend.forward(ctx, &weights[0], x)?,
+        };
         let dqkv = ctx.buffer(rows, attend.outputs())?;
         let outputs = (qkv.mat, o.first(output.inputs()), d_o.dx());
         attention::backward(ctx, self.heads(ctx)?, outputs, &lse, dqkv.mat)?;

@@ -5,6 +5,16 @@ use candle_core::{Result, Tensor, bail};
 use super::{Buffer, Context, Mat, ops};
 use crate::node::{self, Delivery, Node};
 
+/// What a layer's forward pass leaves for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    Nothing,
+    /// What is dear to make again.
+    Dear,
+    /// All of it, which is used at once.
+    All,
+}
+
 /// A layer of a [`Stack`].
 pub(super) trait Layer: Send + Sync + 'static {
     /// What the backward pass reads beside the input.
@@ -16,14 +26,25 @@ pub(super) trait Layer: Send + Sync + 'static {
     /// Columns of its input: those of a position, and room for more that the layer writes itself.
     fn width(&self) -> usize;
 
-    /// Writes the value for `x` to `y`; if `keep`, returns what the backward pass needs.
+    /// Whether the next layer, which is alike, makes do in its backward pass with an input of `rows` rows from [`Layer::value`], whose other
+    /// columns mean nothing, so that the value need not be kept.
+    fn is_remade(&self, _rows: usize) -> bool {
+        false
+    }
+
+    /// Writes the value to `y` once more.
+    fn value(&self, _ctx: &Context, _kept: &Self::Kept, _y: Mat) -> Result<()> {
+        bail!("this layer's value was to be kept")
+    }
+
+    /// Writes the value for `x` to `y`; returns what the backward pass needs if anything is to be kept.
     fn forward(
         &self,
         ctx: &Context,
         x: Mat,
         trained: &[Tensor],
         y: Mat,
-        keep: bool,
+        keep: Keep,
     ) -> Result<Option<Self::Kept>>;
 
     /// The gradients of `x` and of the trained tensors, given that of the value. Behind its columns there may be room.
@@ -109,32 +130,48 @@ struct Input {
     _own: Option<Buffer>,
 }
 
+impl Input {
+    fn room<L: Layer>(ctx: &Context, rows: usize, layer: &L) -> Result<Self> {
+        let own = ctx.buffer(rows, layer.width().next_multiple_of(super::PACK))?;
+        Ok(Self { mat: own.mat, _own: Some(own) })
+    }
+}
+
 impl<L: Layer> Node for Stack<L> {
-    type Kept = Vec<(Input, Option<L::Kept>)>;
+    /// Of each layer the input, unless that is made again, and what it kept itself.
+    type Kept = Vec<(Option<Input>, Option<L::Kept>)>;
 
     fn forward(&self, inputs: &[Tensor], keep: bool) -> Result<(Tensor, Option<Self::Kept>)> {
         let ctx = &Context::new(inputs[0].device())?;
         let (x, mut trained) = (ctx.matrix(&inputs[0])?, &inputs[1..]);
-        let room = |layer: &L| ctx.buffer(x.rows, layer.width().next_multiple_of(super::PACK));
         let mut input = match self.layers.first() {
             Some(first) if first.width() > x.cols => {
-                let own = room(first)?;
-                ops::add(ctx, x, None, own.first(x.cols))?;
-                Input { mat: own.mat, _own: Some(own) }
+                let own = Input::room(ctx, x.rows, first)?;
+                ops::add(ctx, x, None, Mat { cols: x.cols, ..own.mat })?;
+                own
             }
             _ => Input { mat: x, _own: None },
         };
-        let mut kept = Vec::new();
+        let how = match (keep, self.keep) {
+            (true, true) => Keep::Dear,
+            _ => Keep::Nothing,
+        };
+        let (mut kept, mut is_remade) = (Vec::new(), false);
         for (i, layer) in self.layers.iter().enumerate() {
             let y = match self.layers.get(i + 1) {
-                Some(next) => room(next)?,
-                None => ctx.buffer(x.rows, x.cols)?,
+                Some(next) => Input::room(ctx, x.rows, next)?,
+                None => {
+                    let own = ctx.buffer(x.rows, x.cols)?;
+                    Input { mat: own.mat, _own: Some(own) }
+                }
             };
             let (own, others) = trained.split_at(layer.trained());
             trained = others;
-            let of_layer = layer.forward(ctx, input.mat, own, y.first(x.cols), keep && self.keep)?;
-            let before = std::mem::replace(&mut input, Input { mat: y.mat, _own: Some(y) });
+            let of_layer = layer.forward(ctx, input.mat, own, Mat { cols: x.cols, ..y.mat }, how)?;
+            let before = std::mem::replace(&mut input, y);
             if keep {
+                let before = (!is_remade).then_some(before);
+                is_remade = of_layer.is_some() && layer.is_remade(x.rows);
                 kept.push((before, of_layer));
             }
         }
@@ -149,17 +186,27 @@ impl<L: Layer> Node for Stack<L> {
         let ctx = &Context::new(g.device())?;
         let g = g.contiguous()?;
         let g_width = g.dim(candle_core::D::Minus1)?;
+        let rows = g.elem_count() / g_width.max(1);
         let mut sum = Sum { first: ctx.matrix(&g)?, second: None, held: vec![Held::Tensor(g)] };
         let (mut gradients, mut trained) = (Vec::new(), &inputs[1..]);
-        for layer in self.layers.iter().rev() {
-            let Some((x, of_layer)) = kept.pop() else { bail!("a layer's input was not kept") };
+        for (i, layer) in self.layers.iter().enumerate().rev() {
+            let Some((x, of_layer)) = kept.pop() else { bail!("what a layer kept is missing") };
+            let x = match (x, kept.last()) {
+                (Some(x), _) => x,
+                (None, Some((_, Some(before)))) => {
+                    let x = Input::room(ctx, rows, layer)?;
+                    self.layers[i - 1].value(ctx, before, Mat { cols: g_width, ..x.mat })?;
+                    x
+                }
+                (None, _) => bail!("a layer's input was not kept"),
+            };
             let (others, own) = trained.split_at(trained.len() - layer.trained());
             trained = others;
             let of_layer = match of_layer {
                 Some(of_layer) => of_layer,
                 None => {
                     let y = ctx.buffer(x.mat.rows, g_width)?;
-                    match layer.forward(ctx, x.mat, own, y.mat, true)? {
+                    match layer.forward(ctx, x.mat, own, y.mat, Keep::All)? {
                         Some(of_layer) => of_layer,
                         None => bail!("a layer kept nothing"),
                     }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 
-use super::{Form, Group};
+use super::{Form, Group, WORTH_REMAKING};
 use crate::cuda::layer::ops::{self, Assembling};
 use crate::cuda::layer::{Buffer, Context, Mat, PACK};
 
@@ -94,9 +94,8 @@ pub(in crate::cuda::layer) fn assemble(
     Ok(all)
 }
 
-/// The copies of a layer's weights, unless keeping them for the backward pass would take more memory than time is lost by
-/// making them again.
-pub(in crate::cuda::layer) fn few(weights: Vec<Assembled>) -> Option<Vec<Assembled>> {
-    const KEPT: usize = 16 << 20;
-    Some(weights).filter(|w| w.iter().map(Assembled::bytes).sum::<usize>() < KEPT)
+/// The copies of a layer's weights, unless, if not `all` are to be kept, keeping them for the backward pass would take more memory than time is
+/// lost by making them again.
+pub(in crate::cuda::layer) fn few(weights: Vec<Assembled>, all: bool) -> Option<Vec<Assembled>> {
+    Some(weights).filter(|w| all || w.iter().map(Assembled::bytes).sum::<usize>() < WORTH_REMAKING)
 }
