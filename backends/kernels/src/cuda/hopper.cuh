@@ -45,6 +45,12 @@ __device__ __forceinline__ void load_box(void* to, const TensorMap* map, u64* ba
                "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(batch)
                : "memory");
 }
+// Bytes that stand one after the other, on boundaries of 16, a multiple of which they are.
+__device__ __forceinline__ void load_bytes(void* to, const void* from, u32 bytes, u64* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
 __device__ __forceinline__ void store_box(const TensorMap* map, const void* from, int column, int row) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
                "r"(shared_address(from)), "r"(column), "r"(row)

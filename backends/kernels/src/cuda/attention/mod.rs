@@ -1,11 +1,13 @@
-//! Attention: tiles in shared memory, scores in registers; tensor cores for bf16. A few query rows have a kernel of their own, and so
-//! have many on GPUs of compute capability 9.0.
+//! Attention: tiles in shared memory, scores in registers; tensor cores for bf16. A few query rows have a kernel of their own. On GPUs of
+//! compute capability 9.0 so have many, and the backward pass of whole layers.
 
 mod decode;
+mod gradients;
 mod tiles;
 mod warpgroups;
 
 pub(super) use decode::Decode;
+pub(super) use gradients::{Gradients, Inputs};
 pub(super) use tiles::Tiles;
 pub(super) use warpgroups::{Positions, Sizes, Warpgroups};
 

@@ -28,7 +28,7 @@ pub(in crate::cuda) struct Positions {
 }
 
 impl Positions {
-    fn map(&self, rows: usize) -> Result<TensorMap> {
+    pub(super) fn map(&self, rows: usize) -> Result<TensorMap> {
         TensorMap::new(self.address, self.size, &self.strides, rows)
     }
 }

@@ -5,7 +5,9 @@ use candle_core::{Result, bail};
 use half::bf16;
 
 use super::{Context, Mat};
-use crate::cuda::attention::{Decode, Params, Positions, Sizes, Tiles, Warpgroups, splits};
+use crate::cuda::attention::{
+    Decode, Gradients, Inputs, Params, Positions, Sizes, Tiles, Warpgroups, splits,
+};
 use crate::cuda::{Kernel, alloc, int, launch, over};
 
 /// Sizes and mask of a layer's attention.
@@ -112,9 +114,23 @@ pub(super) fn backward(
 ) -> Result<()> {
     let p = heads.parameters(qkv, o, g, dqkv)?;
     let (rows, key_heads) = heads.rows();
-    let mut terms = alloc::<f32>(&ctx.dev, 2 * rows * key_heads)?;
     let (q, k, v) = (heads.q(qkv).address, heads.k(qkv).address, heads.v(qkv).address);
     let (dq, dk, dv) = (heads.q(dqkv).address, heads.k(dqkv).address, heads.v(dqkv).address);
+    if let Some(kernels) = Gradients::new(&ctx.dev, heads.d, heads.t)? {
+        let of = Inputs {
+            q: heads.positions(qkv, heads.q(qkv)),
+            k: heads.positions(qkv, heads.k(qkv)),
+            v: heads.positions(qkv, heads.v(qkv)),
+            g: heads.positions(g, g),
+            o: (o.address, o.stride),
+            lse: ctx.address(lse),
+            lengths: heads.lengths,
+            heads: (heads.h, heads.hkv),
+            causal: heads.causal,
+        };
+        return kernels.run(&ctx.dev, &of, [dq, dk, dv], dqkv.stride);
+    }
+    let mut terms = alloc::<f32>(&ctx.dev, 2 * rows * key_heads)?;
     let tiles = Tiles::queries::<bf16>(&ctx.dev, (heads.d, true))?;
     let mut args = tiles.kernel.builder();
     args.arg(&q).arg(&k).arg(&v).arg(&o.address).arg(&g.address).arg(lse).arg(&mut terms).arg(&dq);
