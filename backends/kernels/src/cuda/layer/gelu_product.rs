@@ -16,7 +16,7 @@ const STAGES: usize = 5;
 const BOX: usize = 64 * 128;
 const THREADS: u32 = 384;
 
-/// The derivatives of GELU at the elements of a matrix, in steps of 1/201 (wrong by 0.0025 at most, where bf16 rounds numbers near 1 by up
+/// The derivatives of GELU at the elements of a matrix, in steps of 1/201 (wrong by 0.0025 at most, where bf16 rounds numbers just below 1 by up
 /// to 0.002), in the order in which the kernels hold them: a half of the memory that the elements themselves take.
 pub(super) struct Slopes {
     data: CudaSlice<u8>,
