@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 
-use super::{Form, Group, WORTH_REMAKING};
+use super::kept::WORTH_REMAKING;
+use super::{Form, Group};
 use crate::cuda::layer::ops::{self, Assembling};
 use crate::cuda::layer::{Buffer, Context, Mat, PACK};
 

@@ -7,6 +7,7 @@
 
 mod assembled;
 mod gelu;
+mod kept;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
@@ -67,9 +68,6 @@ enum Form {
 
 /// Bytes of a group's weights whose copy takes as long as the launches of the products that it saves.
 const WORTH_COPYING: usize = 8 << 20;
-
-/// Bytes that are rather made again in the backward pass than kept for it, where that takes going over them once.
-const WORTH_REMAKING: usize = 4 << 20;
 
 impl Form {
     /// A copy is read and written in each pass, 8 bytes for each weight; adding to the outputs takes 4 for each of them, and
@@ -249,49 +247,6 @@ impl Group {
         ctx.product((y, DType::BF16), (x, false), (w, true), 1.0, 0.0)
     }
 
-    /// Whether the backward pass needs the input for [`Group::update_gradients`].
-    pub(super) fn reads_input(&self) -> bool {
-        self.rank > 0
-    }
-
-    /// What the backward pass is given of the input and its `low`: nothing where it needs neither, and no input, unless `all` is to be
-    /// kept, that is worth making again.
-    pub(super) fn keep_input(
-        &self,
-        ctx: &Context,
-        x: Buffer,
-        low: Option<Buffer>,
-        all: bool,
-    ) -> Result<(Option<Buffer>, Option<Buffer>)> {
-        if !self.reads_input() {
-            return Ok((None, None));
-        }
-        if all || 2 * x.mat.rows * x.mat.stride < WORTH_REMAKING {
-            return Ok((Some(x), low));
-        }
-        Ok((None, self.keep_low(ctx, x.mat, low)?))
-    }
-
-    /// The input of `rows` rows that was kept, or that `make` writes again, and its `low`; nothing where they are not needed.
-    pub(super) fn input_again(
-        &self,
-        ctx: &Context,
-        rows: usize,
-        (x, low): (Option<Buffer>, Option<&Buffer>),
-        make: impl FnOnce(Mat) -> Result<()>,
-    ) -> Result<Option<(Buffer, Option<Mat>)>> {
-        if !self.reads_input() {
-            return Ok(None);
-        }
-        if let Some(x) = x {
-            let low = self.low(x.mat, low);
-            return Ok(Some((x, low)));
-        }
-        let x = ctx.buffer(rows, self.inputs)?;
-        make(x.mat)?;
-        Ok(Some((x, low.map(|low| low.first(self.rank)))))
-    }
-
     /// Where `low` of the input `x` stands.
     pub(super) fn low(&self, x: Mat, own: Option<&Buffer>) -> Option<Mat> {
         match self.form {
@@ -299,16 +254,6 @@ impl Group {
             Form::Wide => Some(x.columns(self.inputs, self.rank)),
             Form::Beside => own.map(|low| low.first(self.rank)),
         }
-    }
-
-    /// `low` in a matrix of its own.
-    pub(super) fn keep_low(&self, ctx: &Context, x: Mat, own: Option<Buffer>) -> Result<Option<Buffer>> {
-        if self.form != Form::Wide {
-            return Ok(own);
-        }
-        let low = ctx.buffer(x.rows, self.rank)?;
-        ops::copy_columns(ctx, x.columns(self.inputs, self.rank), low.mat)?;
-        Ok(Some(low))
     }
 
     /// The gradients of `x` and `low`, given that of the outputs, beside whose columns there should be
