@@ -7,9 +7,10 @@ use candle_core::{
 };
 
 use half::bf16;
+use std::mem::MaybeUninit;
 use std::sync::LazyLock;
 
-use crate::element::{Element, Real, for_dtype, halves, halves_mut, storage, zeros};
+use crate::element::{Element, Real, for_dtype, halves, storage, written, zeros};
 use crate::host;
 
 /// What a function of one number makes of each of bf16's, by its bits. Few of them come often, so that reading the result is
@@ -68,23 +69,32 @@ impl CustomOp2 for SiluMul {
     ) -> Result<(CpuStorage, Shape)> {
         for_dtype!("silu_mul", a.dtype(), T => {
             let (gate, up) = (host::slice::<T>(a, al)?, host::slice::<T>(b, bl)?);
-            let mut y = zeros::<T>(gate.len());
-            if let (Some(gate), Some(up), Some(y)) = (halves(gate), halves(up), halves_mut(&mut y)) {
+            if up.len() != gate.len() {
+                bail!("silu_mul: {} elements and {}", gate.len(), up.len());
+            }
+            let shape = al.shape().clone();
+            if let (Some(gate), Some(up)) = (halves(gate), halves(up)) {
                 let silu: &[f32; 1 << 16] = &SILU;
+                let write = |y: &mut [MaybeUninit<bf16>]| {
+                    host::for_rows(y, 1, #[inline(always)] |first, y| {
+                        for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+                            y.write(bf16::narrow(silu[usize::from(gate.to_bits())] * up.widen()));
+                        }
+                    });
+                };
+                // SAFETY: there are as many of both as are written.
+                return Ok((storage(unsafe { written(gate.len(), write) }), shape));
+            }
+            let write = |y: &mut [MaybeUninit<T>]| {
                 host::for_rows(y, 1, #[inline(always)] |first, y| {
                     for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
-                        *y = bf16::narrow(silu[usize::from(gate.to_bits())] * up.widen());
-                    }
-                });
-            } else {
-                host::for_rows(&mut y, 1, #[inline(always)] |first, y| {
-                    for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
                         let z = gate.widen();
-                        *y = T::narrow(z * sigmoid(z) * up.widen());
+                        y.write(T::narrow(z * sigmoid(z) * up.widen()));
                     }
                 });
-            }
-            Ok((storage(y), al.shape().clone()))
+            };
+            // SAFETY: as above.
+            Ok((storage(unsafe { written(gate.len(), write) }), shape))
         })
     }
 
@@ -142,23 +152,28 @@ impl CustomOp1 for Gelu {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         for_dtype!("gelu", x.dtype(), T => {
             let x = host::slice::<T>(x, layout)?;
-            let mut y = zeros::<T>(x.len());
-            if let (Some(x), Some(y)) = (halves(x), halves_mut(&mut y)) {
+            if let Some(x) = halves(x) {
                 let gelu: &[bf16; 1 << 16] = &GELU;
+                let write = |y: &mut [MaybeUninit<bf16>]| {
+                    host::for_rows(y, 1, #[inline(always)] |first, y| {
+                        for (y, x) in y.iter_mut().zip(&x[first..]) {
+                            y.write(gelu[usize::from(x.to_bits())]);
+                        }
+                    });
+                };
+                // SAFETY: there are as many as are written.
+                return Ok((storage(unsafe { written(x.len(), write) }), layout.shape().clone()));
+            }
+            let write = |y: &mut [MaybeUninit<T>]| {
                 host::for_rows(y, 1, #[inline(always)] |first, y| {
                     for (y, x) in y.iter_mut().zip(&x[first..]) {
-                        *y = gelu[usize::from(x.to_bits())];
-                    }
-                });
-            } else {
-                host::for_rows(&mut y, 1, #[inline(always)] |first, y| {
-                    for (y, x) in y.iter_mut().zip(&x[first..]) {
                         let x = x.widen();
-                        *y = T::narrow(x * x.normal().0);
+                        y.write(T::narrow(x * x.normal().0));
                     }
                 });
-            }
-            Ok((storage(y), layout.shape().clone()))
+            };
+            // SAFETY: as above.
+            Ok((storage(unsafe { written(x.len(), write) }), layout.shape().clone()))
         })
     }
 

@@ -2,6 +2,8 @@
 
 use candle_core::{CpuStorage, WithDType};
 use half::bf16;
+use std::any::Any;
+use std::mem::MaybeUninit;
 
 /// A type that sums and transcendental functions are computed in: `f32`, or `f64` for `f64` tensors.
 pub(crate) trait Real: Element<Acc = Self> + std::ops::Neg<Output = Self> {
@@ -123,6 +125,24 @@ impl Element for bf16 {
     }
 }
 
+/// `n` elements that `write` writes: a large block is not filled with zeros first, which takes as long as writing it once.
+///
+/// # Safety
+/// `write` must write every element, or not return.
+pub(crate) unsafe fn written<T: Copy>(n: usize, write: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut elements = Vec::with_capacity(n);
+    write(&mut elements.spare_capacity_mut()[..n]);
+    // SAFETY: the capacity is there, and the caller vouches for the elements.
+    unsafe { elements.set_len(n) };
+    elements
+}
+
+/// The same vector where both types are one.
+pub(crate) fn same<T: 'static, U: 'static>(elements: Vec<T>) -> Option<Vec<U>> {
+    let elements: Box<dyn Any> = Box::new(elements);
+    elements.downcast().ok().map(|elements| *elements)
+}
+
 /// `n` zeros.
 pub(crate) fn zeros<T: Element>(n: usize) -> Vec<T> {
     vec![T::from_f64(0.); n]
@@ -154,14 +174,6 @@ pub(crate) fn halves<T: Element>(data: &[T]) -> Option<&[bf16]> {
     (T::DTYPE == bf16::DTYPE).then(|| {
         // SAFETY: as in `widened`.
         unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
-    })
-}
-
-/// As [`halves`], for writing.
-pub(crate) fn halves_mut<T: Element>(data: &mut [T]) -> Option<&mut [bf16]> {
-    (T::DTYPE == bf16::DTYPE).then(|| {
-        // SAFETY: as in `widened`.
-        unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) }
     })
 }
 

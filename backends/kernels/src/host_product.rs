@@ -4,7 +4,7 @@
 //! none, through float32, panel by panel, so that what is widened stays in the cache.
 
 use crate::bf16::{self, Out};
-use crate::element::{Element, Real, halves, halves_mut, widened, widened_mut, zeros};
+use crate::element::{Element, Real, halves, same, widened, widened_mut, written, zeros};
 use crate::gemm::{Mat, product};
 use crate::host;
 use crate::simd::dot;
@@ -36,6 +36,11 @@ impl<'a, T> Term<'a, T> {
 /// `x1 w1^T + x2 w2^T + .. + bias` for weights `[n, inner]`: `[m, n]`.
 pub(crate) fn rows_times_columns<T: Element>(terms: &[Term<'_, T>], bias: Option<&[T]>, n: usize) -> Vec<T> {
     let m = terms.first().map_or(0, Term::count);
+    if m > FEW_ROWS
+        && let Some(y) = half_product(terms, bias, |w, inner| Mat::new(w, n, inner).t(), (m, n))
+    {
+        return y;
+    }
     let mut y = zeros::<T>(m * n);
     if m == 0 || n == 0 {
         return y;
@@ -63,7 +68,7 @@ pub(crate) fn rows_times_columns<T: Element>(terms: &[Term<'_, T>], bias: Option
                 product(x, w, y, n, i > 0 || bias.is_some(), true);
             }
         }
-    } else if !half_product(terms, bias, &mut y, |w, inner| Mat::new(w, n, inner).t(), m) {
+    } else {
         panels(terms, bias, n, &mut y);
     }
     y
@@ -72,6 +77,9 @@ pub(crate) fn rows_times_columns<T: Element>(terms: &[Term<'_, T>], bias: Option
 /// `x1 w1 + x2 w2 + ..` for weights `[inner, k]`: `[m, k]`. Sums are rounded once.
 pub(crate) fn rows_times_rows<T: Element>(terms: &[Term<'_, T>], k: usize) -> Vec<T> {
     let m = terms.first().map_or(0, Term::count);
+    if let Some(out) = half_product(terms, None, |w, inner| Mat::new(w, inner, k), (m, k)) {
+        return out;
+    }
     let mut out = zeros::<T>(m * k);
     if m == 0 || k == 0 {
         return out;
@@ -82,9 +90,6 @@ pub(crate) fn rows_times_rows<T: Element>(terms: &[Term<'_, T>], k: usize) -> Ve
                 product(Mat::new(x, m, t.inner), Mat::new(w, t.inner, k), sums, k, i > 0, true);
             }
         }
-        return out;
-    }
-    if half_product(terms, None, &mut out, |w, inner| Mat::new(w, inner, k), m) {
         return out;
     }
     let mut wide = vec![T::Acc::ZERO; m * k];
@@ -103,11 +108,13 @@ pub(crate) fn rows_times_rows<T: Element>(terms: &[Term<'_, T>], k: usize) -> Ve
 /// `a^T b` of rows `a` (`[m, r]`) and `b` (`[m, c]`): `[r, c]`.
 pub(crate) fn columns_times_rows<T: Element>(a: &[T], b: &[T], r: usize, c: usize) -> Vec<T> {
     let m = a.len().checked_div(r).unwrap_or(0);
-    let mut out = zeros::<T>(r * c);
-    if let (Some(a), Some(b), Some(out)) = (halves(a), halves(b), halves_mut(&mut out))
-        && bf16::product(&[(Mat::new(a, m, r).t(), Mat::new(b, m, c))], None, Out::Bf16(out), true)
+    if let (Some(a), Some(b)) = (halves(a), halves(b))
+        && let Some(out) = rounded(&[(Mat::new(a, m, r).t(), Mat::new(b, m, c))], None, (r, c))
     {
-    } else if let (Some(a), Some(b), Some(out)) = (widened(a), widened(b), widened_mut(&mut out)) {
+        return out;
+    }
+    let mut out = zeros::<T>(r * c);
+    if let (Some(a), Some(b), Some(out)) = (widened(a), widened(b), widened_mut(&mut out)) {
         product(Mat::new(a, m, r).t(), Mat::new(b, m, c), out, c, false, true);
     } else {
         let mut wide = vec![T::Acc::ZERO; r * c];
@@ -118,21 +125,37 @@ pub(crate) fn columns_times_rows<T: Element>(a: &[T], b: &[T], r: usize, c: usiz
     out
 }
 
-/// The product on the processor's unit for bf16; `false` for other elements and other processors.
+/// The product `[m, n]` on the processor's unit for bf16; nothing for other elements and other processors.
 fn half_product<'a, T: Element>(
     terms: &[Term<'a, T>],
     bias: Option<&[T]>,
-    out: &mut [T],
     weight: impl Fn(&'a [half::bf16], usize) -> Mat<'a, half::bf16>,
-    m: usize,
-) -> bool {
-    let Some(out) = halves_mut(out) else { return false };
+    (m, n): (usize, usize),
+) -> Option<Vec<T>> {
     let factors = terms.iter().filter_map(|t| {
         let (x, w) = (halves(t.rows)?, halves(t.weight)?);
         Some((Mat::new(x, m, t.inner), weight(w, t.inner)))
     });
     let factors: Vec<_> = factors.collect();
-    bf16::product(&factors, bias.and_then(halves), Out::Bf16(out), true)
+    rounded(&factors, bias.and_then(halves), (m, n))
+}
+
+/// A product of bf16 of such a size, where the processor has a unit for it and `T` is that type.
+fn rounded<T: Element>(
+    factors: &[bf16::Term<'_>],
+    bias: Option<&[half::bf16]>,
+    (m, n): (usize, usize),
+) -> Option<Vec<T>> {
+    if factors.is_empty() || !bf16::is_supported() {
+        return None;
+    }
+    // SAFETY: there is a term and a unit, so that every element is written.
+    let out = unsafe {
+        written(m * n, |out| {
+            bf16::product(factors, bias, Out::Bf16(out), true);
+        })
+    };
+    same(out)
 }
 
 /// Reads every weight once and multiplies it with all rows.

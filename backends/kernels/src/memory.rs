@@ -28,8 +28,9 @@ pub fn reset_peak_memory(device: &Device) -> Result<()> {
     }
 }
 
-/// Keeps memory that tensors gave back for the next ones, instead of returning it to the driver whenever the device
-/// is waited for, which costs a new mapping each time. Of no effect on devices without such a pool.
+/// Keeps memory that tensors gave back for the next ones, instead of returning it to the driver or the system, which costs
+/// new mappings each time: on a CPU an eighth of the time of an encoder in bf16. Of no effect on a CPU with another C library
+/// than glibc, whose `malloc_trim` gives everything back at once.
 ///
 /// # Errors
 /// Any of the driver.
@@ -37,7 +38,21 @@ pub fn keep_freed_memory(device: &Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(dev) => crate::cuda::memory::keep_freed(dev),
+        Device::Cpu => {
+            keep_in_heap();
+            Ok(())
+        }
         _ => Ok(()),
+    }
+}
+
+/// Blocks of up to 32 MiB, the most that glibc allows for this, come from the heap, which is not made smaller.
+fn keep_in_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes two integers, and any thread may call it at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
     }
 }
 

@@ -5,9 +5,10 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::element::{Element, Real, for_dtype, storage, zeros};
+use crate::element::{Element, Real, for_dtype, storage, written, zeros};
 use crate::host;
 use crate::simd::{sum, sum2, sum3, vectorised};
+use std::mem::MaybeUninit;
 
 /// `weight * x / sqrt(mean(x^2) + eps)` over the last dimension of `x` (`[.., d]`), `weight` `[d]`.
 ///
@@ -70,13 +71,7 @@ impl CustomOp2 for RmsNorm {
         for_dtype!("rms_norm", x_dtype(x), T => {
             let (x, w) = (host::slice::<T>(x, xl)?, host::slice::<T>(w, wl)?);
             let eps = <T as Element>::Acc::real(self.eps);
-            let mut y = zeros::<T>(x.len());
-            let d = w.len();
-            host::for_rows(&mut y, d, #[inline(always)] |first, rows| {
-                for (y, x) in rows.chunks_exact_mut(d).zip(x[first * d..].chunks_exact(d)) {
-                    rms_row(x, w, eps, y);
-                }
-            });
+            let y = rows_of(x, w.len(), #[inline(always)] |x, y| rms_row(x, w, eps, y));
             Ok((storage(y), xl.shape().clone()))
         })
     }
@@ -121,13 +116,7 @@ impl CustomOp3 for LayerNorm {
         for_dtype!("layer_norm", x_dtype(x), T => {
             let (x, w, b) = (host::slice::<T>(x, xl)?, host::slice::<T>(w, wl)?, host::slice::<T>(b, bl)?);
             let eps = <T as Element>::Acc::real(self.eps);
-            let mut y = zeros::<T>(x.len());
-            let d = w.len();
-            host::for_rows(&mut y, d, #[inline(always)] |first, rows| {
-                for (y, x) in rows.chunks_exact_mut(d).zip(x[first * d..].chunks_exact(d)) {
-                    layer_row(x, w, b, eps, y);
-                }
-            });
+            let y = rows_of(x, w.len(), #[inline(always)] |x, y| layer_row(x, w, b, eps, y));
             Ok((storage(y), xl.shape().clone()))
         })
     }
@@ -187,19 +176,39 @@ fn moments<T: Element>(x: &[T], eps: T::Acc, centred: bool) -> (T::Acc, T::Acc) 
     (mean, T::Acc::ONE / (squares / n + eps).sqrt())
 }
 
+/// What `of` writes for every row of `x`, `d` wide: all of it.
 #[inline(always)]
-fn rms_row<T: Element>(x: &[T], w: &[T], eps: T::Acc, y: &mut [T]) {
+fn rows_of<T: Element>(x: &[T], d: usize, of: impl Fn(&[T], &mut [MaybeUninit<T>]) + Sync) -> Vec<T> {
+    let write = |y: &mut [MaybeUninit<T>]| {
+        host::for_rows(
+            y,
+            d,
+            #[inline(always)]
+            |first, rows| {
+                for (y, x) in rows.chunks_exact_mut(d).zip(x[first * d..].chunks_exact(d)) {
+                    of(x, y);
+                }
+            },
+        );
+    };
+    assert!(d > 0 && x.len().is_multiple_of(d), "rows of {d} of {} elements", x.len());
+    // SAFETY: both users write a row for each of `x`, whose length is that of their weights.
+    unsafe { written(x.len(), write) }
+}
+
+#[inline(always)]
+fn rms_row<T: Element>(x: &[T], w: &[T], eps: T::Acc, y: &mut [MaybeUninit<T>]) {
     let (_, r) = moments(x, eps, false);
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-        *y = T::narrow(T::narrow(x.widen() * r).widen() * w.widen());
+        y.write(T::narrow(T::narrow(x.widen() * r).widen() * w.widen()));
     }
 }
 
 #[inline(always)]
-fn layer_row<T: Element>(x: &[T], w: &[T], b: &[T], eps: T::Acc, y: &mut [T]) {
+fn layer_row<T: Element>(x: &[T], w: &[T], b: &[T], eps: T::Acc, y: &mut [MaybeUninit<T>]) {
     let (mean, r) = moments(x, eps, true);
     for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
-        *y = T::narrow((x.widen() - mean) * r * w.widen() + b.widen());
+        y.write(T::narrow((x.widen() - mean) * r * w.widen() + b.widen()));
     }
 }
 

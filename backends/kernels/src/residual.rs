@@ -6,8 +6,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use crate::element::{Element, for_dtype, storage, zeros};
+use crate::element::{Element, for_dtype, storage, written};
 use crate::host;
+use std::mem::MaybeUninit;
 
 /// `x + y` of the same shape, with gradients to both.
 ///
@@ -39,13 +40,15 @@ impl CustomOp2 for Residual {
             if x.len() != y.len() {
                 bail!("residual: {} elements and {}", x.len(), y.len());
             }
-            let mut sum = zeros::<T>(x.len());
-            host::for_rows(&mut sum, 1, #[inline(always)] |first, sum| {
-                for ((sum, x), y) in sum.iter_mut().zip(&x[first..]).zip(&y[first..]) {
-                    *sum = T::narrow(x.widen() + y.widen());
-                }
-            });
-            Ok((storage(sum), xl.shape().clone()))
+            let write = |sum: &mut [MaybeUninit<T>]| {
+                host::for_rows(sum, 1, #[inline(always)] |first, sum| {
+                    for ((sum, x), y) in sum.iter_mut().zip(&x[first..]).zip(&y[first..]) {
+                        sum.write(T::narrow(x.widen() + y.widen()));
+                    }
+                });
+            };
+            // SAFETY: there are as many of both as are written.
+            Ok((storage(unsafe { written(x.len(), write) }), xl.shape().clone()))
         })
     }
 

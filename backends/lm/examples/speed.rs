@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => return Err("usage: speed decoder|encoder PATH [f32|bf16|q]".into()),
     };
     let precision: Precision = precision.parse()?;
+    e2llm_kernels::keep_freed_memory(&Device::Cpu)?;
     match kind.as_str() {
         "decoder" => decoder(Path::new(path), precision),
         "encoder" => encoder(Path::new(path), precision),
@@ -56,7 +57,7 @@ fn encoder(path: &Path, precision: Precision) -> Result<(), Box<dyn Error>> {
     let ids: Vec<Vec<u32>> =
         (0..chunks).map(|c| (0..length).map(|i| 2000 + (c * 31 + i * 7) as u32 % 20000).collect()).collect();
     let mut best = f64::INFINITY;
-    for _ in 0..3 {
+    for _ in 0..10 {
         let start = Instant::now();
         encoder.forward(&ids)?;
         best = best.min(start.elapsed().as_secs_f64());

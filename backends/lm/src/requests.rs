@@ -124,16 +124,14 @@ pub fn answer_queue(
 /// # Errors
 /// No such device, or a build without CUDA.
 pub fn open_device(device: e2llm_backend::Device) -> Result<Device> {
-    match device {
-        e2llm_backend::Device::Cpu => Ok(Device::Cpu),
-        e2llm_backend::Device::Cuda(index) => {
-            let opened = Device::new_cuda(index).map_err(|e| {
-                LmError::Unsupported(format!("device {device} cannot be used by this build or machine: {e}"))
-            })?;
-            e2llm_kernels::keep_freed_memory(&opened)?;
-            Ok(opened)
-        }
-    }
+    let opened = match device {
+        e2llm_backend::Device::Cpu => Device::Cpu,
+        e2llm_backend::Device::Cuda(index) => Device::new_cuda(index).map_err(|e| {
+            LmError::Unsupported(format!("device {device} cannot be used by this build or machine: {e}"))
+        })?,
+    };
+    e2llm_kernels::keep_freed_memory(&opened)?;
+    Ok(opened)
 }
 
 /// Counts tokens without special ones. Text the tokenizer refuses is counted by its bytes: no token is shorter.

@@ -84,6 +84,8 @@ impl Tiles {
 
     /// Adds the product of 32 rows of `steps` times 32 numbers and as many columns to the sums.
     ///
+    /// Columns pass by once for each 32 rows, so they are read without a place in the first cache, where the rows are to stay.
+    ///
     /// # Safety
     /// `a` must be followed by 32 rows of `64 * steps` readable bytes that are `stride` bytes apart, `b` by `32 * steps`
     /// lines, and `steps` must not be 0.
@@ -92,9 +94,9 @@ impl Tiles {
         unsafe {
             asm!(
                 "2:",
+                "tileloaddt1 tmm6, [{b} + {line}]",
                 "tileloadd tmm4, [{a} + {stride}]",
-                "tileloadd tmm6, [{b} + {line}]",
-                "tileloadd tmm7, [{b} + {line} + 1024]",
+                "tileloaddt1 tmm7, [{b} + {line} + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm5, [{low} + {stride}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",

@@ -15,6 +15,7 @@ mod pack;
 mod tiles;
 
 use half::bf16;
+use std::mem::MaybeUninit;
 
 use crate::gemm::Mat;
 
@@ -29,9 +30,17 @@ pub(crate) type Term<'a> = (Mat<'a, bf16>, Mat<'a, bf16>);
 )]
 pub(crate) enum Out<'a> {
     /// Rounded.
-    Bf16(&'a mut [bf16]),
+    Bf16(&'a mut [MaybeUninit<bf16>]),
     /// As they are.
-    F32(&'a mut [f32]),
+    F32(&'a mut [MaybeUninit<f32>]),
+}
+
+impl<'a> Out<'a> {
+    /// Into elements that hold something already.
+    pub(crate) fn over(out: &'a mut [f32]) -> Self {
+        // SAFETY: a product writes numbers only, never leaving an element without one.
+        Self::F32(unsafe { &mut *(std::ptr::from_mut(out) as *mut [MaybeUninit<f32>]) })
+    }
 }
 
 /// Whether this processor multiplies bf16.
@@ -43,7 +52,7 @@ pub(crate) fn is_supported() -> bool {
 }
 
 /// `out = a1 b1 + a2 b2 + .. + bias` for terms of equal outer sizes; `out` is row-major without gaps, `bias` has an
-/// element for each column.
+/// element for each column. Every element of `out` is written, where there is a term.
 ///
 /// Uses all threads if `parallel`. `false` if the processor has no unit for it: then nothing is done.
 pub(crate) fn product(terms: &[Term<'_>], bias: Option<&[bf16]>, out: Out<'_>, parallel: bool) -> bool {

@@ -1,3 +1,5 @@
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 use super::Out;
@@ -45,13 +47,15 @@ fn check(m: usize, n: usize, inner: &[usize], dense_columns: bool, bias: bool) {
     for unit in units() {
         for parallel in [false, true] {
             let mut wide = vec![f32::NAN; m * n];
-            product(unit, &terms, bias.as_deref(), Out::F32(&mut wide), parallel);
+            product(unit, &terms, bias.as_deref(), Out::over(&mut wide), parallel);
             for (got, (want, size)) in wide.iter().zip(&want) {
                 let gap = (f64::from(*got) - want).abs();
                 assert!(gap <= 1e-6 * size, "{unit:?} {m}x{n}x{inner:?}: {got} for {want}");
             }
-            let mut narrow = vec![bf16::NAN; m * n];
+            let mut narrow = vec![MaybeUninit::new(bf16::NAN); m * n];
             product(unit, &terms, bias.as_deref(), Out::Bf16(&mut narrow), parallel);
+            // SAFETY: they were written before, and are as large as what they hold.
+            let narrow: &[bf16] = unsafe { &*(std::ptr::from_ref(&narrow[..]) as *const [bf16]) };
             for (narrow, wide) in narrow.iter().zip(&wide) {
                 assert_eq!(*narrow, bf16::from_f32(*wide), "{unit:?} {m}x{n}x{inner:?}");
             }
@@ -91,8 +95,8 @@ fn a_left_factor_may_be_transposed() {
     let plain: Vec<bf16> = (0..m * k).map(|i| a[i % k * m + i / k]).collect();
     for unit in units() {
         let (mut x, mut y) = (vec![0f32; m * n], vec![0f32; m * n]);
-        product(unit, &[(Mat::new(&a, k, m).t(), Mat::new(&b, k, n))], None, Out::F32(&mut x), true);
-        product(unit, &[(Mat::new(&plain, m, k), Mat::new(&b, k, n))], None, Out::F32(&mut y), true);
+        product(unit, &[(Mat::new(&a, k, m).t(), Mat::new(&b, k, n))], None, Out::over(&mut x), true);
+        product(unit, &[(Mat::new(&plain, m, k), Mat::new(&b, k, n))], None, Out::over(&mut y), true);
         assert_eq!(x, y);
     }
 }
@@ -103,7 +107,7 @@ fn what_is_not_finite_stays_so() {
     (a[0], a[41]) = (bf16::NAN, bf16::INFINITY);
     for unit in units() {
         let mut out = vec![0f32; 40 * 40];
-        product(unit, &[(Mat::new(&a, 40, 40), Mat::new(&b, 40, 40).t())], None, Out::F32(&mut out), false);
+        product(unit, &[(Mat::new(&a, 40, 40), Mat::new(&b, 40, 40).t())], None, Out::over(&mut out), false);
         assert!(out[..40].iter().all(|v| v.is_nan()));
         assert!(out[40..80].iter().all(|v| !v.is_finite()));
         assert!(out[80..].iter().all(|v| v.is_finite()));

@@ -78,8 +78,8 @@ pub(super) fn product<'a>(
     let fits = |(a, b): &Term<'a>| a.rows == m && b.cols == n && a.cols == b.rows && a.fits() && b.fits();
     assert!(terms.iter().all(fits), "factors of a product that do not fit");
     let (target, len) = match out {
-        Out::Bf16(out) => (Target::Bf16(out.as_mut_ptr()), out.len()),
-        Out::F32(out) => (Target::F32(out.as_mut_ptr()), out.len()),
+        Out::Bf16(out) => (Target::Bf16(out.as_mut_ptr().cast()), out.len()),
+        Out::F32(out) => (Target::F32(out.as_mut_ptr().cast()), out.len()),
     };
     assert!(len == m * n && bias.is_none_or(|b| b.len() == n), "a product's result that does not fit");
     if len == 0 {
