@@ -133,13 +133,16 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
         (3, 77, 9, 3, 64, 256, 32, false),
         (2, 200, 4, 2, 64, 96, 4, false),
         (2, 130, 4, 1, 32, 96, 5, true),
-        (1, 65, 2, 2, 128, 200, 8, false),
+        (3, 65, 4, 4, 128, 200, 8, false),
         // Updates beside all weights but the last, whose copies are too large to be kept for the backward pass; and inputs that are.
         (1, 515, 32, 8, 128, 512, 4, false),
         (2, 33, 32, 8, 128, 1024, 5, true),
         // Copies that are not kept, nor are inputs with more beside them.
         (1, 65, 8, 2, 128, 1920, 8, false),
         (5, 641, 8, 2, 128, 1032, 8, false),
+        // Several tiles of keys, and rows without any.
+        (4, 290, 4, 2, 128, 96, 8, false),
+        (4, 290, 4, 1, 64, 96, 8, false),
     ] {
         let (width, rows) = (h * d, (h * d, hkv * d));
         let specs = [

@@ -64,6 +64,21 @@ __device__ __forceinline__ float load_of(const float* p, unsigned rank) {
 }
 #endif
 
+// A kernel that was started early waits here until all before it have ended and what they wrote can be read; until then
+// it may read weights only. Every such kernel passes here, or those after it could start before those before it end.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel start early once all blocks of this one have come here.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // 2^x to within two units of the last place; results below the normal range are zero.
 __device__ __forceinline__ float power_of_2(float x) {
   float y;

@@ -1,4 +1,4 @@
-// The forward pass by products of warpgroups, for heads whose size D is 64 or 128: W warpgroups with 64 query rows of one head each, against N
+// The forward pass by products of warpgroups, for heads whose size D is 64: W warpgroups with 64 query rows of one head each, against N
 // keys at a time, of which the next ones are on their way while these are used. All copies are boxes of 64 columns, swizzled.
 
 struct Attention {
@@ -37,6 +37,8 @@ extern "C" __global__ void __launch_bounds__(128 * W, BLOCKS)
     }
     barriers_ready();
   }
+  let_next_start();
+  wait_for_previous();
   __syncthreads();
   auto load_keys = [&](int step) {
     int i = step & 1;

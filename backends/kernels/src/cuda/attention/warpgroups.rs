@@ -1,18 +1,23 @@
 //! The forward pass by products of warpgroups, which only GPUs of compute capability 9.0 have.
 
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{CudaDevice, Result};
 
 use crate::cuda::hopper::{self, TensorMap};
-use crate::cuda::{Kernel, Module, grid, int, launch};
+use crate::cuda::{Early, Kernel, Module, grid, int};
 
+/// The kernels for heads of 64 and of 128.
 const WARPGROUPS: Module = Module {
     name: "attention_warpgroups",
     source: concat!(include_str!("quads.cuh"), include_str!("warpgroups.cu")),
 };
+const OVERLAPPED: Module = Module {
+    name: "attention_overlapped",
+    source: concat!(include_str!("quads.cuh"), include_str!("overlapped.cu")),
+};
 /// Query rows of a warpgroup.
 const ROWS: usize = 64;
-/// Warpgroups of a block, and keys that pass by at a time: the fastest on an H100.
+/// Warpgroups of a block that multiply, and keys that pass by at a time: the fastest on an H100.
 const GROUPS: usize = 2;
 const KEYS: usize = 128;
 
@@ -61,26 +66,27 @@ unsafe impl DeviceRepr for Params {}
 pub(in crate::cuda) struct Warpgroups {
     kernel: Kernel,
     d: usize,
+    warpgroups: usize,
     shared: usize,
 }
 
 impl Warpgroups {
     /// For heads of `d` with `queries` rows each; nothing where the device, the size or so few rows suit the other kernels.
     pub(in crate::cuda) fn new(dev: &CudaDevice, d: usize, queries: usize) -> Result<Option<Self>> {
-        let blocks = match d {
-            64 => 2,
-            128 => 1,
+        // With heads of 128 one more copies.
+        let (module, warpgroups) = match d {
+            64 => (WARPGROUPS, GROUPS),
+            128 => (OVERLAPPED, GROUPS + 1),
             _ => return Ok(None),
         };
         if queries <= ROWS || !hopper::is_hopper(dev)? {
             return Ok(None);
         }
-        let definitions = format!("constexpr int D = {d}, W = {GROUPS}, N = {KEYS}, BLOCKS = {blocks};\n");
-        let kernel =
-            hopper::function(dev, WARPGROUPS, &format!("_{d}"), &definitions, "attention_warpgroups")?;
+        let definitions = format!("constexpr int D = {d}, W = {GROUPS}, N = {KEYS}, BLOCKS = 2;\n");
+        let kernel = hopper::function(dev, module, "", &definitions, module.name)?;
         let shared = (GROUPS * ROWS + 4 * KEYS) * d * 2;
         kernel.allow_shared(shared)?;
-        Ok(Some(Self { kernel, d, shared }))
+        Ok(Some(Self { kernel, d, warpgroups, shared }))
     }
 
     /// Blocks for `queries` rows of `heads` heads of all sequences.
@@ -118,9 +124,9 @@ impl Warpgroups {
         }
         let (mq, mk) = (q.map(GROUPS * ROWS)?, keys.map(KEYS)?);
         let mv = Positions { address: values, ..keys }.map(KEYS)?;
-        let mut args = self.kernel.builder();
+        let mut args = Early::new(&self.kernel);
         args.arg(&mq).arg(&mk).arg(&mv).arg(&o).arg(&lse).arg(&lengths).arg(&p);
         let blocks = (tq.div_ceil(GROUPS * ROWS), sequences * h, 1);
-        launch(&mut args, grid(blocks, ((128 * GROUPS) as u32, 1), self.shared))
+        args.launch(grid(blocks, ((128 * self.warpgroups) as u32, 1), self.shared))
     }
 }

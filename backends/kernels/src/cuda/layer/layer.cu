@@ -307,6 +307,8 @@ __device__ __forceinline__ float logistic(float x) { return 1.f / (1.f + __expf(
 // y = silu(gate) up, where a row of x is [gate | up], m each.
 extern "C" __global__ void gated(const T* x, T* y, i64 rows, int m, int ys) {
   int chunks = m / 8;
+  let_next_start();
+  wait_for_previous();
   for (i64 i = thread_index(); i < rows * chunks; i += thread_count()) {
     i64 row = i / chunks;
     int c = (int)(i % chunks) * 8;
@@ -362,6 +364,8 @@ __device__ __forceinline__ float normal(float x, float& density) {
 // y = x Phi(x).
 extern "C" __global__ void gelu_rows(const T* x, T* y, i64 rows, int m, int ys) {
   int chunks = m / 8;
+  let_next_start();
+  wait_for_previous();
   for (i64 i = thread_index(); i < rows * chunks; i += thread_count()) {
     i64 row = i / chunks;
     int c = (int)(i % chunks) * 8;

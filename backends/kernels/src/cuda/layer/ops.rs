@@ -4,7 +4,7 @@ use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
 use candle_core::{Result, bail};
 
 use super::{Context, LAYER, Mat};
-use crate::cuda::{Kernel, blocks, function, int, launch, over};
+use crate::cuda::{Early, Kernel, blocks, function, int, launch, over};
 
 const NULL: u64 = 0;
 /// Widest row that the norms keep in registers.
@@ -223,9 +223,9 @@ pub(super) fn activate(ctx: &Context, kind: Activation, x: Mat, y: Mat) -> Resul
         Activation::Gelu => "gelu_rows",
     };
     let f = kernel(ctx, name)?;
-    let mut args = f.builder();
+    let mut args = Early::new(&f);
     args.arg(&x.address).arg(&y.address).arg(&rows).arg(&m).arg(&ys);
-    launch(&mut args, over(y.rows * y.cols / 8))
+    args.launch(over(y.rows * y.cols / 8))
 }
 
 /// The gradient of `[gate | up]` in its place, given that of `silu(gate) up`.

@@ -39,21 +39,6 @@ struct Projections {
   const T *q, *k, *v, *q_bias, *k_bias, *v_bias;
 };
 
-// A kernel that was started early waits here until all before it have ended and what they wrote can be read; until then
-// it may read weights only. Every such kernel passes here, or those after it could start before those before it end.
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Lets the next kernel start early once all blocks of this one have come here.
-__device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // 16 bytes that this kernel reads once, past the first cache.
 __device__ __forceinline__ uint4 load_once(const T* p) {
   uint4 v;
