@@ -38,6 +38,7 @@ mod rope;
 mod score;
 mod sentence;
 mod shifted;
+mod stack;
 #[cfg(feature = "cuda")]
 mod steps;
 mod stretch;

@@ -1,6 +1,7 @@
 //! A linear layer, dense or quantised and mostly frozen, with an optional low-rank update.
 
 use crate::quantised::QuantisedMatrix;
+use crate::stack::Stack;
 use candle_core::quantized::QTensor;
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use std::sync::Arc;
@@ -190,6 +191,31 @@ impl Linear {
     pub fn merge_lora(&mut self) -> Result<()> {
         if let Some(lora) = self.lora.take() {
             self.weight = Weight::Dense(merged(&self.weight.dense()?, &lora)?);
+        }
+        Ok(())
+    }
+
+    /// As [`Linear::merge_lora`], of linears that read the same input. On a GPU the new weights stand one below the other, if all
+    /// are new: one without an update may be another model's as well, and a copy would be held beside it.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(crate) fn merge_loras(linears: &mut [&mut Self]) -> Result<()> {
+        let all_new = linears.iter().all(|l| l.lora.is_some());
+        let rows =
+            linears.iter().filter_map(|l| l.lora.as_ref()).map(|l| l.b.dim(0)).sum::<Result<usize>>()?;
+        let (mut stack, mut row) = (Stack::new(rows), 0);
+        for linear in linears {
+            linear.merge_lora()?;
+            if let Weight::Dense(weight) = &linear.weight
+                && all_new
+                && weight.device().is_cuda()
+                && !weight.track_op()
+            {
+                let outputs = weight.dim(0)?;
+                linear.weight = Weight::Dense(stack.put(weight, row)?);
+                row += outputs;
+            }
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use crate::config::LinearSpec;
 use crate::linear::{Linear, Weight};
+use crate::stack::Stack;
 use crate::tensor_store::SharedFiles;
 use crate::{LmError, LoraSource, Precision, Result, Weights};
 use candle_core::{DType, Device, Tensor};
@@ -81,6 +82,20 @@ impl<'a> Loader<'a> {
     /// A linear layer with its adapter, where it has one.
     pub(crate) fn linear(&mut self, spec: &LinearSpec) -> Result<Linear> {
         let weight = self.weight(&format!("{}.weight", spec.module))?;
+        self.linear_with(spec, weight)
+    }
+
+    /// As [`Loader::linear`]; on a GPU a dense matrix is held in the rows of `stack` from `row` on.
+    pub(crate) fn linear_in(&mut self, spec: &LinearSpec, stack: &mut Stack, row: usize) -> Result<Linear> {
+        let Precision::Dense(dtype) = self.precision else { return self.linear(spec) };
+        if !self.device.is_cuda() {
+            return self.linear(spec);
+        }
+        let name = format!("{}.weight", spec.module);
+        let weight = self.shared(&name, dtype.as_str(), || {
+            let own = self.weights.load(&name, dtype, self.device)?;
+            Ok(Weight::Dense(stack.put(&own, row)?))
+        })?;
         self.linear_with(spec, weight)
     }
 

@@ -30,6 +30,8 @@ pub(crate) fn cached(c: &mut Checker) -> Result<()> {
             Case::Behind(41, 1),
             Case::Behind(700, 3),
             Case::Behind(0, 130),
+            // Three tiles of 128 queries of each head against several of keys.
+            Case::Behind(397, 301),
             Case::Behind(333, 17),
             Case::Behind(5, 64),
             Case::Behind(700, 8),
@@ -49,7 +51,7 @@ pub(crate) fn cached(c: &mut Checker) -> Result<()> {
 
 fn check(
     c: &mut Checker,
-    (h, hkv, d, m, bias): (usize, usize, usize, usize, bool),
+    (h, hkv, d, m, with_bias): (usize, usize, usize, usize, bool),
     case: &Case,
 ) -> Result<()> {
     let (width, room) = (h * d, 900);
@@ -77,14 +79,34 @@ fn check(
         randn(&[width])?,
         randn(&[width])?,
     ];
-    for (n, k) in sizes {
-        inputs.push((randn(&[n, k])? / (k as f64).sqrt())?);
-        inputs.push(randn(&[n])?);
+    // Those of linears that read the same input stand one below the other.
+    for group in [&sizes[..3], &sizes[3..4], &sizes[4..6], &sizes[6..]] {
+        let (rows, k) = (group.iter().map(|(n, _)| n).sum(), group[0].1);
+        inputs.push((randn(&[rows, k])? / (k as f64).sqrt())?);
+        inputs.push(randn(&[rows])?);
     }
     c.check(&name, &inputs, 0, |t| {
         // Copies, or the next type would find the positions of this one.
         let (keys, values) = (t[1].force_contiguous()?, t[2].force_contiguous()?);
-        let plain = |i: usize| Plain { weight: &t[7 + 2 * i], bias: (bias && i < 3).then(|| &t[8 + 2 * i]) };
+        // With biases they are apart.
+        let own = |stack: usize, row, n| -> Result<(Tensor, Tensor)> {
+            let [weight, bias] = [0, 1].map(|i| t[7 + 2 * stack + i].narrow(0, row, n));
+            Ok(if with_bias {
+                (weight?.force_contiguous()?, bias?.force_contiguous()?)
+            } else {
+                (weight?, bias?)
+            })
+        };
+        let all = [
+            own(0, 0, q)?,
+            own(0, q, kv)?,
+            own(0, q + kv, kv)?,
+            own(1, 0, width)?,
+            own(2, 0, m)?,
+            own(2, m, m)?,
+            own(3, 0, width)?,
+        ];
+        let plain = |i: usize| Plain { weight: &all[i].0, bias: (with_bias && i < 3).then_some(&all[i].1) };
         let linears = [0, 1, 2, 3, 4, 5, 6].map(plain);
         let layer = CachedLayer { input_norm: &t[5], post_norm: &t[6], linears, eps: 1e-5 };
         let lengths = match case {

@@ -8,6 +8,7 @@ use crate::linear::Linear;
 use crate::loader::Loader;
 use crate::rope::Rope;
 use crate::shifted::ShiftedGroups;
+use crate::stack::Stack;
 use crate::{Heads, Memory, Result, Source};
 use candle_core::Tensor;
 use e2llm_kernels::{Mask, residual};
@@ -47,15 +48,17 @@ impl Layer {
         } else {
             None
         };
+        let (mut attention, mut inner) =
+            (Stack::new(q.outputs + k.outputs + v.outputs), Stack::new(gate.outputs + up.outputs));
         Ok(Self {
             input_norm: norm(loader, "input_layernorm")?,
             post_norm: norm(loader, "post_attention_layernorm")?,
-            q: loader.linear(&q)?,
-            k: loader.linear(&k)?,
-            v: loader.linear(&v)?,
+            q: loader.linear_in(&q, &mut attention, 0)?,
+            k: loader.linear_in(&k, &mut attention, q.outputs)?,
+            v: loader.linear_in(&v, &mut attention, q.outputs + k.outputs)?,
             o: loader.linear(&o)?,
-            gate: loader.linear(&gate)?,
-            up: loader.linear(&up)?,
+            gate: loader.linear_in(&gate, &mut inner, 0)?,
+            up: loader.linear_in(&up, &mut inner, gate.outputs)?,
             down: loader.linear(&down)?,
             head_norms,
             cross: None,
@@ -71,6 +74,15 @@ impl Layer {
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 7] {
         let Self { q, k, v, o, gate, up, down, .. } = self;
         [q, k, v, o, gate, up, down]
+    }
+
+    /// Adds every adapter to its weight.
+    pub(super) fn merge_lora(&mut self) -> candle_core::Result<()> {
+        let Self { q, k, v, o, gate, up, down, .. } = self;
+        Linear::merge_loras(&mut [q, k, v])?;
+        Linear::merge_loras(&mut [gate, up])?;
+        o.merge_lora()?;
+        down.merge_lora()
     }
 
     fn norms(&self) -> Vec<&Tensor> {

@@ -387,7 +387,7 @@ impl Llama {
     /// # Errors
     /// Any of the additions.
     pub fn merge_lora(&mut self) -> candle_core::Result<()> {
-        self.layers.iter_mut().flat_map(Layer::linears_mut).try_for_each(Linear::merge_lora)?;
+        self.layers.iter_mut().try_for_each(Layer::merge_lora)?;
         self.head.merge_lora()
     }
 

@@ -5,6 +5,8 @@
 extern "C" __global__ void remember(T* x, T* keys, T* values, const T* cos, const T* sin, Place place, int rows, int h,
                                     int hkv, int d) {
   int half = d / 2, chunks = half / 8, heads = h + 2 * hkv;
+  let_next_start();
+  wait_for_previous();
   for (i64 i = thread_index(); i < (i64)rows * heads * chunks; i += thread_count()) {
     int row = (int)(i / (heads * chunks)), rest = (int)(i % (heads * chunks)), head = rest / chunks, c = rest % chunks * 8;
     T* from = x + ((i64)row * heads + head) * d + c;

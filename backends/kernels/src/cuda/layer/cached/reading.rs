@@ -157,39 +157,56 @@ impl CachedPass {
         let ctx = &self.ctx;
         let [q, k, v, o, gate, up, down] = &layer.linears;
         let (h, hkv) = self.heads;
-        let (x, d, m) = (self.x.mat, self.d, self.active.mat.cols);
+        let (x, d) = (self.x.mat, self.d);
         self.norm(layer.input_norm, layer.eps)?;
-        let mut column = 0;
-        for (l, heads) in [(q, h), (k, hkv), (v, hkv)] {
-            self.product(self.normal.mat, l, self.qkv.mat.columns(column, heads * d), 0.0)?;
-            column += heads * d;
-        }
+        self.side_by_side(self.normal.mat, &[q, k, v], self.qkv.mat)?;
         let (cos, sin) = self.angles()?;
         let (rows, hi, hkvi, di) = (int(x.rows)?, int(h)?, int(hkv)?, int(d)?);
         let f = function(&ctx.dev, CACHED, "", "", "remember")?;
-        let mut args = f.builder();
+        let mut args = Early::new(&f);
         args.arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1).arg(&cos).arg(&sin).arg(&place);
         args.arg(&rows).arg(&hi).arg(&hkvi).arg(&di);
-        launch(&mut args, over(x.rows * (h + 2 * hkv) * d / 16))?;
+        args.launch(over(x.rows * (h + 2 * hkv) * d / 16))?;
 
         self.attend(memory, place)?;
-        self.product(self.attended.mat, o, x, 1.0)?;
+        self.add(self.attended.mat, o)?;
         self.norm(layer.post_norm, layer.eps)?;
-        for (i, l) in [gate, up].into_iter().enumerate() {
-            self.product(self.normal.mat, l, self.gates.mat.columns(i * m, m), 0.0)?;
-        }
+        self.side_by_side(self.normal.mat, &[gate, up], self.gates.mat)?;
         ops::activate(ctx, Activation::Gated, self.gates.mat, self.active.mat)?;
-        self.product(self.active.mat, down, x, 1.0)
+        self.add(self.active.mat, down)
     }
 
     fn norm(&self, weight: &Tensor, eps: f64) -> Result<()> {
         norm_rows(&self.ctx, self.x.mat, weight, eps, self.normal.mat)
     }
 
-    /// `to = y W^T + bias + keep to`.
-    fn product(&self, y: Mat, l: &Plain<'_>, to: Mat, keep: f32) -> Result<()> {
-        let weight = self.ctx.matrix(l.weight)?;
-        self.ctx.product((to, DType::BF16), (y, false), (weight, true), 1.0, keep)?;
+    /// `to = [y W^T + bias ..]` for the weights of all `linears`: one product where those stand one below the other.
+    fn side_by_side(&self, y: Mat, linears: &[&Plain<'_>], to: Mat) -> Result<()> {
+        let weights = linears.iter().map(|l| self.ctx.matrix(l.weight)).collect::<Result<Vec<_>>>()?;
+        let all = stacked(&weights);
+        if let Some(all) = all {
+            self.ctx.product((to, DType::BF16), (y, false), (all, true), 1.0, 0.0)?;
+        }
+        let mut column = 0;
+        for (l, weight) in linears.iter().zip(weights) {
+            let own = to.columns(column, weight.rows);
+            if all.is_none() {
+                self.ctx.product((own, DType::BF16), (y, false), (weight, true), 1.0, 0.0)?;
+            }
+            self.add_bias(l, own)?;
+            column += weight.rows;
+        }
+        Ok(())
+    }
+
+    /// `x += y W^T + bias`.
+    fn add(&self, y: Mat, l: &Plain<'_>) -> Result<()> {
+        let x = self.x.mat;
+        self.ctx.product((x, DType::BF16), (y, false), (self.ctx.matrix(l.weight)?, true), 1.0, 1.0)?;
+        self.add_bias(l, x)
+    }
+
+    fn add_bias(&self, l: &Plain<'_>, to: Mat) -> Result<()> {
         let bias = self.bias(l)?;
         if bias == NULL {
             return Ok(());
@@ -200,4 +217,15 @@ impl CachedPass {
         args.arg(&to.address).arg(&bias).arg(&rows).arg(&n).arg(&stride);
         launch(&mut args, over(to.rows * to.cols))
     }
+}
+
+/// Matrices that stand one below the other in memory, as one; nothing where they do not.
+fn stacked(parts: &[Mat]) -> Option<Mat> {
+    let follows = |pair: &[Mat]| {
+        let [above, below] = pair else { return false };
+        let next = above.address + 2 * (above.rows * above.stride) as u64;
+        (below.address, below.cols, below.stride) == (next, above.cols, above.stride)
+    };
+    let rows = parts.iter().map(|part| part.rows).sum();
+    parts.windows(2).all(follows).then_some(Mat { rows, ..*parts.first()? })
 }
