@@ -6,6 +6,9 @@ use e2llm_kernels::Mask;
 
 /// Room made at first; it doubles when full.
 const FIRST_CAPACITY: usize = 256;
+/// Bytes of all layers up to which they are made in one.
+#[cfg(feature = "cuda")]
+const IN_ONE: usize = 256 << 20;
 
 /// A decoder's memory of the positions it has read, layer by layer.
 ///
@@ -60,6 +63,26 @@ impl KvCache {
         values.slice_set(&v.contiguous()?, 2, self.len)?;
         let needed = self.len + t;
         Ok((keys.narrow(2, 0, needed)?, values.narrow(2, 0, needed)?))
+    }
+
+    /// Makes the room of all layers in one, for `T` positions at first, where they are small and there is none yet: as many
+    /// fillings as there are tensors take a GPU longer than what they fill.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn begin(
+        &mut self,
+        layers: usize,
+        (batch, heads, t, d): (usize, usize, usize, usize),
+        like: &Tensor,
+    ) -> Result<()> {
+        let capacity = t.max(self.expected).max(FIRST_CAPACITY);
+        let elements = 2 * layers * batch * heads * capacity * d;
+        if self.len > 0 || !self.layers.is_empty() || elements * like.dtype().size_in_bytes() > IN_ONE {
+            return Ok(());
+        }
+        let all = Tensor::zeros((2 * layers, batch, heads, capacity, d), like.dtype(), like.device())?;
+        let layer = |i| Ok(Some((all.get(2 * i)?, all.get(2 * i + 1)?)));
+        self.layers = (0..layers).map(layer).collect::<Result<_>>()?;
+        Ok(())
     }
 
     /// A layer's keys and values with room for `T` more positions, `[B, Hkv, room, d]`, whose element type and device are

@@ -40,6 +40,7 @@ pub(crate) fn read(
     let config = llama.config();
     let room = (1, config.num_key_value_heads, x.dim(1)?, config.head_dim);
     let Some(first) = layers.first() else { bail!("a decoder without layers") };
+    cache.begin(layers.len(), room, x)?;
     let pass = CachedPass::new(x, config.head_dim, first, angles, Positions::Behind(cache.offset()))?;
     for (i, layer) in layers.iter().enumerate() {
         let (keys, values) = cache.reserve(i, room, x)?;
