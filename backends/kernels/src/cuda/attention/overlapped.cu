@@ -2,24 +2,8 @@
 // each multiply. While weights are multiplied with the values of N keys, the scores of the next N become weights, and while
 // one warpgroup waits for that, the other one has its turn to multiply. All copies are boxes of 64 columns, swizzled.
 
-struct Attention {
-  int tq, tk, h, hkv, causal, offset;  // sizes, and whether what stands behind a position is hidden, which `offset` others precede
-  int column, sequence, head;          // of the first key of a key head: column, and matrices from a sequence or key head to the next
-  int os;                              // elements from a position of the output to the next
-  float scale;                         // positive
-};
-
-constexpr int QUERIES = 64 * W, BOXES = D / 64;
-constexpr int KEYS = N * 128;                   // bytes of a box of them
 constexpr int COPYING = 40, MULTIPLYING = 232;  // registers of a thread
 static_assert(W == 2, "two take turns");
-
-__device__ __forceinline__ void load_head(unsigned char* to, const TensorMap* map, u64* barrier, int column, int row, int matrix,
-                                          int rows) {
-  barrier_expect(barrier, BOXES * rows * 128);
-#pragma unroll
-  for (int i = 0; i < BOXES; i++) load_box(to + i * rows * 128, map, barrier, column + 64 * i, row, matrix);
-}
 
 // What products that have ended leave in registers is not read before they have.
 template <int n> __device__ __forceinline__ void made(float (&c)[n][4]) {
@@ -110,15 +94,7 @@ extern "C" __global__ void __launch_bounds__(128 * (W + 1), 1)
   // Scores become weights, and `shrink` what sums so far are multiplied with.
   auto soften = [&](int step) {
     int n0 = step * N;
-    if (n0 + N > end || (p.causal && n0 + N > p.offset + first + 1)) {
-#pragma unroll
-      for (int n = 0; n < N / 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          int key = n0 + 8 * n + 2 * t + e % 2;
-          if (key >= end || (p.causal && key > p.offset + row + e / 2 * 8)) s[n][e] = -infinity();
-        }
-    }
+    hide(s, p, n0, end, first, row, t);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       float most = top[r];
@@ -182,20 +158,5 @@ extern "C" __global__ void __launch_bounds__(128 * (W + 1), 1)
     made(out);
   }
 
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    int mine = row + 8 * r;
-    float all = quad_sum(total[r]), inverse = all > 0.f ? 1.f / all : all;
-    bf16* to = o + ((i64)b * p.tq + mine) * p.os + head * D;
-#pragma unroll
-    for (int n = 0; n < D / 8; n += 4) {
-      u32 x[4];
-#pragma unroll
-      for (int j = 0; j < 4; j++) x[j] = pair(out[n + j][2 * r] * inverse, out[n + j][2 * r + 1] * inverse);
-      transpose_quad(x);
-      if (mine < p.tq) *(uint4*)(to + 8 * (n + t)) = make_uint4(x[0], x[1], x[2], x[3]);
-    }
-    if (t == 0 && mine < p.tq)
-      lse[((i64)b * p.h + head) * p.tq + mine] = all == 0.f ? infinity() : top[r] * p.scale + logf(all);
-  }
+  store_rows(o, lse, p, out, top, total, b, head, row, t);
 }

@@ -1,22 +1,6 @@
 // The forward pass by products of warpgroups, for heads whose size D is 64: W warpgroups with 64 query rows of one head each, against N
 // keys at a time, of which the next ones are on their way while these are used. All copies are boxes of 64 columns, swizzled.
 
-struct Attention {
-  int tq, tk, h, hkv, causal, offset;  // sizes, and whether what stands behind a position is hidden, which `offset` others precede
-  int column, sequence, head;          // of the first key of a key head: column, and matrices from a sequence or key head to the next
-  int os;                              // elements from a position of the output to the next
-  float scale;                         // positive
-};
-
-constexpr int QUERIES = 64 * W, BOXES = D / 64;
-constexpr int KEYS = N * 128;  // bytes of a box of them
-
-__device__ __forceinline__ void load_head(unsigned char* to, const TensorMap* map, u64* barrier, int column, int row, int matrix,
-                                          int rows) {
-#pragma unroll
-  for (int i = 0; i < BOXES; i++) load_box(to + i * rows * 128, map, barrier, column + 64 * i, row, matrix);
-}
-
 // Grid: (tiles of queries, b * h). Writes `o` and the log-sum-exp, [b, h, tq].
 extern "C" __global__ void __launch_bounds__(128 * W, BLOCKS)
     attention_warpgroups(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
@@ -43,13 +27,10 @@ extern "C" __global__ void __launch_bounds__(128 * W, BLOCKS)
   auto load_keys = [&](int step) {
     int i = step & 1;
     unsigned char* to = tiles + i * 2 * BOXES * KEYS;
-    barrier_expect(ready_k + i, BOXES * KEYS);
     load_head(to, &k, ready_k + i, column, step * N, matrix, N);
-    barrier_expect(ready_v + i, BOXES * KEYS);
     load_head(to + BOXES * KEYS, &v, ready_v + i, column, step * N, matrix, N);
   };
   if (threadIdx.x == 0 && steps > 0) {
-    barrier_expect(&ready_q, BOXES * QUERIES * 128);
     load_head(memory, &q, &ready_q, head * D, row0, b, QUERIES);
     load_keys(0);
     if (steps > 1) load_keys(1);
@@ -76,15 +57,7 @@ extern "C" __global__ void __launch_bounds__(128 * W, BLOCKS)
       wgmma(s, tile_of(qt + j / 4 * QUERIES * 128 + j % 4 * 32, 16, 1024), tile_of(kt + j / 4 * KEYS + j % 4 * 32, 16, 1024), j > 0);
     wgmma_queued();
     wgmma_done<0>();
-    if (n0 + N > end || (p.causal && n0 + N > p.offset + first + 1)) {
-#pragma unroll
-      for (int n = 0; n < N / 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          int key = n0 + 8 * n + 2 * t + e % 2;
-          if (key >= end || (p.causal && key > p.offset + row + e / 2 * 8)) s[n][e] = -infinity();
-        }
-    }
+    hide(s, p, n0, end, first, row, t);
     u32 weights[N / 16][4];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -129,20 +102,5 @@ extern "C" __global__ void __launch_bounds__(128 * W, BLOCKS)
     }
   }
 
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    int own = row + 8 * r;
-    float all = quad_sum(total[r]), inverse = all > 0.f ? 1.f / all : all;
-    bf16* to = o + ((i64)b * p.tq + own) * p.os + head * D;
-#pragma unroll
-    for (int n = 0; n < D / 8; n += 4) {
-      u32 x[4];
-#pragma unroll
-      for (int j = 0; j < 4; j++) x[j] = pair(out[n + j][2 * r] * inverse, out[n + j][2 * r + 1] * inverse);
-      transpose_quad(x);
-      if (own < p.tq) *(uint4*)(to + 8 * (n + t)) = make_uint4(x[0], x[1], x[2], x[3]);
-    }
-    if (t == 0 && own < p.tq)
-      lse[((i64)b * p.h + head) * p.tq + own] = all == 0.f ? infinity() : top[r] * p.scale + logf(all);
-  }
+  store_rows(o, lse, p, out, top, total, b, head, row, t);
 }

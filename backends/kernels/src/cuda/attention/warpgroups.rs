@@ -9,11 +9,11 @@ use crate::cuda::{Early, Kernel, Module, grid, int};
 /// The kernels for heads of 64 and of 128.
 const WARPGROUPS: Module = Module {
     name: "attention_warpgroups",
-    source: concat!(include_str!("quads.cuh"), include_str!("warpgroups.cu")),
+    source: concat!(include_str!("quads.cuh"), include_str!("heads.cuh"), include_str!("warpgroups.cu")),
 };
 const OVERLAPPED: Module = Module {
     name: "attention_overlapped",
-    source: concat!(include_str!("quads.cuh"), include_str!("overlapped.cu")),
+    source: concat!(include_str!("quads.cuh"), include_str!("heads.cuh"), include_str!("overlapped.cu")),
 };
 /// Query rows of a warpgroup.
 const ROWS: usize = 64;
