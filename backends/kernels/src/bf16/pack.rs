@@ -4,6 +4,7 @@
 //! `2 p` and `2 p + 1` of each of its columns side by side. What the matrix lacks is 0.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -43,8 +44,10 @@ impl Packed {
     pub(super) unsafe fn new(b: Mat<'_, bf16>, parallel: bool) -> Self {
         let (panels, steps) = (b.cols.div_ceil(PANEL), b.rows.div_ceil(STEP));
         let each = steps * 2 * TILE;
-        let mut lines = vec![Line::ZERO; panels * each];
-        let pack = |(panel, lines): (usize, &mut [Line])| {
+        let count = panels * each;
+        let mut packed = Vec::with_capacity(count);
+        let lines = &mut packed.spare_capacity_mut()[..count];
+        let pack = |(panel, lines): (usize, &mut [MaybeUninit<Line>])| {
             for (i, lines) in lines.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
                 let (row, column) = (i / 2 * STEP, panel * PANEL + i % 2 * TILE);
                 // SAFETY: the caller vouches for the processor.
@@ -57,7 +60,9 @@ impl Packed {
         } else {
             lines.chunks_mut(each.max(1)).enumerate().for_each(pack);
         }
-        Self { lines, steps }
+        // SAFETY: chunks of `each` lines are all of them, and `tile` writes every line of the tiles that a chunk consists of.
+        unsafe { packed.set_len(count) };
+        Self { lines: packed, steps }
     }
 
     /// The lines of a panel.
@@ -67,16 +72,15 @@ impl Packed {
     }
 }
 
-/// Packs 32 rows of 16 columns.
+/// Packs 32 rows of 16 columns; writes all lines.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn tile(b: Mat<'_, bf16>, row: usize, column: usize, lines: &mut [Line; TILE]) {
+fn tile(b: Mat<'_, bf16>, row: usize, column: usize, lines: &mut [MaybeUninit<Line>; TILE]) {
     let rows = b.rows.saturating_sub(row).min(STEP);
     let columns = b.cols.saturating_sub(column).min(TILE);
-    if rows == 0 || columns == 0 {
-        return;
-    }
     let mut registers = [_mm512_setzero_si512(); TILE];
-    if b.row == 1 {
+    if rows == 0 || columns == 0 {
+        // Beyond the matrix there are zeros.
+    } else if b.row == 1 {
         // Columns are dense: they are read as rows of pairs and turned.
         for (j, register) in registers.iter_mut().enumerate().take(columns) {
             *register = load(&b.data[(column + j) * b.col + row..][..rows]);
@@ -98,7 +102,7 @@ fn tile(b: Mat<'_, bf16>, row: usize, column: usize, lines: &mut [Line; TILE]) {
     }
     for (line, register) in lines.iter_mut().zip(registers) {
         // SAFETY: a line is 64 bytes and aligned to as many.
-        unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), register) };
+        unsafe { _mm512_store_si512(line.as_mut_ptr().cast(), register) };
     }
 }
 
