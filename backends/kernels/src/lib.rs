@@ -41,8 +41,8 @@ pub use cache::{RowLengths, store_last};
 pub use checkpoint::checkpoint;
 #[cfg(feature = "cuda")]
 pub use cuda::layer::{
-    Adapted, CachedLayer, CachedPass, DecoderLayer, EncoderLayer, GreedySteps, Plain, Positions, Span,
-    StepModel, embed_norm, float_scores, head_loss, likeliest,
+    Adapted, CachedLayer, CachedPass, Cross, DecoderLayer, EncoderLayer, GreedySteps, Plain, Positions,
+    Rolling, Span, StepModel, embed_norm, float_scores, head_loss, likeliest,
 };
 pub use dense_linear::dense_linear;
 pub use embedding::embedding;

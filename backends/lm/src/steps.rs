@@ -42,7 +42,7 @@ impl<'a> Steps<'a> {
     ) -> Result<Option<Self>> {
         let Some(model) = llama.step_model(end, expected)? else { return Ok(None) };
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let steps = GreedySteps::new(model, memory, tokens, lengths, end)?;
+        let steps = GreedySteps::new(model, memory, tokens, lengths, end, None)?;
         Ok(Some(Self { steps, most: end - longest }))
     }
 

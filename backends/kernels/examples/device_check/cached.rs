@@ -2,17 +2,18 @@
 
 use candle_core::{DType, Result, Tensor};
 use e2llm_kernels::{
-    CachedLayer, CachedPass, Mask, Plain, Positions, RowLengths, Span, attention, linear, rms_norm, rope,
-    silu_mul, store_last,
+    CachedLayer, CachedPass, Cross, Mask, Plain, Positions, RowLengths, Span, attention, linear, rms_norm,
+    rope, silu_mul, store_last,
 };
 
 use crate::checker::{Checker, randn};
 use crate::layers::split;
 
 /// Where the new positions stand: `rows` of one sequence behind `offset`, the last of each of several, or the next ones of
-/// several, of which the memory has one more.
+/// several, of which the memory has one more. `Beyond` is the first where nothing ahead of a place is seen.
 enum Case {
     Behind(usize, usize),
+    Beyond { first: usize, offset: usize, rows: usize },
     Last(Vec<usize>),
     Spans(Vec<Span>),
 }
@@ -35,6 +36,9 @@ pub(crate) fn cached(c: &mut Checker) -> Result<()> {
             Case::Behind(333, 17),
             Case::Behind(5, 64),
             Case::Behind(700, 8),
+            Case::Beyond { first: 3, offset: 41, rows: 1 },
+            Case::Beyond { first: 120, offset: 600, rows: 9 },
+            Case::Beyond { first: 77, offset: 500, rows: 211 },
             Case::Last(vec![1, 700, 333]),
             Case::Last(vec![5, 2, 1, 4, 3, 257]),
             Case::Last((1..30).map(|i| 29 * i).collect()),
@@ -43,8 +47,12 @@ pub(crate) fn cached(c: &mut Checker) -> Result<()> {
             spans(&[(130, 0), (7, 0), (64, 300), (1, 899), (211, 3)]),
         ];
         for case in cases {
-            check(c, (h, hkv, d, m, bias), &case)?;
+            check(c, (h, hkv, d, m, bias), &case, None)?;
         }
+        for (offset, rows, states) in [(0, 1, 1), (41, 1, 700), (700, 3, 37), (333, 17, 129), (0, 211, 333)] {
+            check(c, (h, hkv, d, m, bias), &Case::Behind(offset, rows), Some(states))?;
+        }
+        check(c, (h, hkv, d, m, bias), &Case::Beyond { first: 5, offset: 60, rows: 2 }, Some(9))?;
     }
     Ok(())
 }
@@ -53,17 +61,20 @@ fn check(
     c: &mut Checker,
     (h, hkv, d, m, with_bias): (usize, usize, usize, usize, bool),
     case: &Case,
+    states: Option<usize>,
 ) -> Result<()> {
     let (width, room) = (h * d, 900);
     let (name, sequences, rows) = match case {
         Case::Behind(offset, rows) => (format!("{rows} behind {offset}"), 1, *rows),
+        Case::Beyond { first, offset, rows } => (format!("{rows} behind {offset} from {first} on"), 1, *rows),
         Case::Last(lengths) => (format!("last of {} rows", lengths.len()), lengths.len(), lengths.len()),
         Case::Spans(spans) => {
             let rows = spans.iter().map(|s| s.positions).sum();
             (format!("{rows} of {} sequences", spans.len()), spans.len() + 1, rows)
         }
     };
-    let name = format!("cached layer {h}({hkv})x{d} {name}");
+    let of_states = states.map_or(String::new(), |n| format!(" beside {n} states"));
+    let name = format!("cached layer {h}({hkv})x{d} {name}{of_states}");
     if c.skips(&name) {
         return Ok(());
     }
@@ -85,9 +96,27 @@ fn check(
         inputs.push((randn(&[rows, k])? / (k as f64).sqrt())?);
         inputs.push(randn(&[rows])?);
     }
+    let of_cross = inputs.len();
+    if let Some(n) = states {
+        inputs.push(randn(&[width])?);
+        inputs.push((randn(&[q, width])? / (width as f64).sqrt())?);
+        inputs.push((randn(&[width, q])? / (q as f64).sqrt())?);
+        inputs.push(randn(&[1, hkv, n, d])?);
+        inputs.push(randn(&[1, hkv, n, d])?);
+    }
     c.check(&name, &inputs, 0, |t| {
         // Copies, or the next type would find the positions of this one.
         let (keys, values) = (t[1].force_contiguous()?, t[2].force_contiguous()?);
+        if let Case::Beyond { first, .. } = case {
+            let unseen =
+                Tensor::full(f32::NAN, (1, hkv, *first, d), t[0].device())?.to_dtype(t[0].dtype())?;
+            keys.slice_set(&unseen, 2, 0)?;
+            values.slice_set(&unseen, 2, 0)?;
+        }
+        let cross = states.map(|_| {
+            let [norm, q, o, keys, values] = [0, 1, 2, 3, 4].map(|i| &t[of_cross + i]);
+            Cross { norm, q, o, keys, values }
+        });
         // With biases they are apart.
         let own = |stack: usize, row, n| -> Result<(Tensor, Tensor)> {
             let [weight, bias] = [0, 1].map(|i| t[7 + 2 * stack + i].narrow(0, row, n));
@@ -108,9 +137,10 @@ fn check(
         ];
         let plain = |i: usize| Plain { weight: &all[i].0, bias: (with_bias && i < 3).then_some(&all[i].1) };
         let linears = [0, 1, 2, 3, 4, 5, 6].map(plain);
-        let layer = CachedLayer { input_norm: &t[5], post_norm: &t[6], linears, eps: 1e-5 };
+        let layer = CachedLayer { input_norm: &t[5], post_norm: &t[6], linears, cross, eps: 1e-5 };
         let lengths = match case {
             Case::Behind(offset, rows) => vec![offset + rows],
+            Case::Beyond { first, offset, rows } => vec![first + offset + rows],
             Case::Last(lengths) => lengths.clone(),
             Case::Spans(spans) => spans.iter().map(|s| s.offset + s.positions).collect(),
         };
@@ -118,6 +148,7 @@ fn check(
         let y = if t[0].device().is_cuda() && t[0].dtype() == DType::BF16 {
             let positions = match case {
                 Case::Behind(offset, _) => Positions::Behind(*offset),
+                Case::Beyond { first, offset, .. } => Positions::Beyond { first: *first, offset: *offset },
                 Case::Last(_) => Positions::Last(&lengths),
                 Case::Spans(spans) => Positions::Spans(spans),
             };
@@ -131,6 +162,7 @@ fn check(
         let new = |cache: &Tensor| -> Result<Tensor> {
             match case {
                 Case::Behind(offset, rows) => cache.narrow(2, *offset, *rows)?.flatten_all(),
+                Case::Beyond { first, .. } => cache.narrow(2, *first, room - first)?.flatten_all(),
                 Case::Last(lengths) => {
                     let each = lengths.iter().enumerate();
                     let each = each.map(|(i, n)| cache.narrow(0, i, 1)?.narrow(2, n - 1, 1)?.flatten_all());
@@ -169,6 +201,12 @@ fn graph(
             let (k, v) = (keys.narrow(2, 0, longest)?, values.narrow(2, 0, longest)?);
             attention(&q, &k, &v, Mask::Causal { offset: *offset }, scale)?
         }
+        Case::Beyond { first, offset, rows } => {
+            keys.slice_set(&k.contiguous()?, 2, first + offset)?;
+            values.slice_set(&v.contiguous()?, 2, first + offset)?;
+            let seen = |t: &Tensor| t.narrow(2, *first, offset + rows);
+            attention(&q, &seen(keys)?, &seen(values)?, Mask::Causal { offset: *offset }, scale)?
+        }
         Case::Last(_) => {
             store_last(keys, &k.transpose(0, 2)?, lengths)?;
             store_last(values, &v.transpose(0, 2)?, lengths)?;
@@ -192,7 +230,12 @@ fn graph(
             Tensor::cat(&attended, 2)?
         }
     };
-    let x = (x + apply(o, &y.transpose(1, 2)?.flatten_from(2)?)?)?;
+    let mut x = (x + apply(o, &y.transpose(1, 2)?.flatten_from(2)?)?)?;
+    if let Some(Cross { norm, q, o, keys, values }) = layer.cross {
+        let q = split(&linear(&rms_norm(&x, norm, layer.eps)?, q, None)?, d)?;
+        let y = attention(&q, keys, values, Mask::None, scale)?;
+        x = (&x + linear(&y.transpose(1, 2)?.flatten_from(2)?, o, None)?)?;
+    }
     let y = rms_norm(&x, layer.post_norm, layer.eps)?;
     &x + apply(down, &silu_mul(&apply(gate, &y)?, &apply(up, &y)?)?)?
 }

@@ -8,6 +8,7 @@ mod cached;
 mod checker;
 mod layers;
 mod operations;
+mod rolling;
 mod steps;
 mod timings;
 
@@ -46,6 +47,7 @@ fn main() -> Result<ExitCode> {
     operations::training(&mut c)?;
     cached::cached(&mut c)?;
     steps::steps(&mut c)?;
+    rolling::rolling(&mut c)?;
     layers::layers(&mut c)?;
     timings::timings(&c)?;
     timings::layer_timings(&c)?;

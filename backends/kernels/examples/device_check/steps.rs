@@ -8,30 +8,30 @@ use e2llm_kernels::{
 use crate::checker::{Checker, randn};
 
 const LAYERS: usize = 3;
-const ROOM: usize = 520;
+pub(crate) const ROOM: usize = 520;
 
 /// Sizes of a decoder.
 #[derive(Clone, Copy)]
-struct Shape {
-    h: usize,
-    hkv: usize,
-    d: usize,
-    m: usize,
-    v: usize,
+pub(crate) struct Shape {
+    pub(crate) h: usize,
+    pub(crate) hkv: usize,
+    pub(crate) d: usize,
+    pub(crate) m: usize,
+    pub(crate) v: usize,
 }
 
 /// Its weights on the GPU.
-struct Parts {
+pub(crate) struct Parts {
     shape: Shape,
-    embed: Tensor,
+    pub(crate) embed: Tensor,
     norms: Vec<Tensor>,
     linears: Vec<[Tensor; 7]>,
     head: Tensor,
-    angles: (Tensor, Tensor),
+    pub(crate) angles: (Tensor, Tensor),
 }
 
 impl Parts {
-    fn new(c: &Checker, shape: Shape) -> Result<Self> {
+    pub(crate) fn new(c: &Checker, shape: Shape) -> Result<Self> {
         let Shape { h, hkv, d, m, v } = shape;
         let random = |shape: &[usize]| Tensor::randn(0f32, 1f32, shape, &c.gpu);
         let narrow = |t: Tensor| t.to_dtype(DType::BF16);
@@ -53,21 +53,22 @@ impl Parts {
         Ok(Self { shape, embed, norms, linears, head, angles })
     }
 
-    fn layers(&self) -> Vec<CachedLayer<'_>> {
+    pub(crate) fn layers(&self) -> Vec<CachedLayer<'_>> {
         let layer = |i: usize| CachedLayer {
             input_norm: &self.norms[2 * i],
             post_norm: &self.norms[2 * i + 1],
             linears: std::array::from_fn(|j| Plain { weight: &self.linears[i][j], bias: None }),
+            cross: None,
             eps: 1e-5,
         };
         (0..LAYERS).map(layer).collect()
     }
 
-    fn head(&self) -> Plain<'_> {
+    pub(crate) fn head(&self) -> Plain<'_> {
         Plain { weight: &self.head, bias: None }
     }
 
-    fn model(&self) -> StepModel<'_> {
+    pub(crate) fn model(&self) -> StepModel<'_> {
         StepModel {
             embed: &self.embed,
             layers: self.layers(),
@@ -78,7 +79,7 @@ impl Parts {
         }
     }
 
-    fn memory(&self, c: &Checker, rows: usize) -> Result<Vec<(Tensor, Tensor)>> {
+    pub(crate) fn memory(&self, c: &Checker, rows: usize) -> Result<Vec<(Tensor, Tensor)>> {
         let Shape { hkv, d, .. } = self.shape;
         let random = || Tensor::randn(0f32, 1f32, (rows, hkv, ROOM, d), &c.gpu)?.to_dtype(DType::BF16);
         (0..LAYERS).map(|_| Ok((random()?, random()?))).collect()
@@ -170,7 +171,7 @@ fn check(c: &mut Checker, shape: Shape, lengths: &[usize]) -> Result<()> {
     let (mut tokens, mut at, mut got) = (first, lengths.to_vec(), Vec::new());
     for count in [to_end, beyond] {
         let end = at.iter().max().copied().unwrap_or(0) + count;
-        let mut steps = GreedySteps::new(parts.model(), own.clone(), &tokens, &at, end)?;
+        let mut steps = GreedySteps::new(parts.model(), own.clone(), &tokens, &at, end, None)?;
         for step in 0..count {
             while steps.pending() < 5 && steps.launched() < count {
                 steps.launch()?;

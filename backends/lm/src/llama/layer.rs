@@ -153,6 +153,7 @@ impl Layer {
                 .filter(|_| self.head_norms.is_none() && self.cross.is_none())?
                 .try_into()
                 .ok()?,
+            cross: None,
             eps: self.eps,
         })
     }

@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(32 * W) CLUSTERED
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int b = blockIdx.y / p.hkv, kv = blockIdx.y % p.hkv, heads = p.h / p.hkv, rows = heads * p.tq;
   Group group(heads);
-  int keys = visible(p, lengths, b, p.tq - 1);
+  int keys = visible(p, lengths, b, p.tq - 1), hidden = p.window > 0 ? max(0, keys - p.window) : 0;
 
   uint4 qf[Q][KC];
 #pragma unroll
@@ -59,10 +59,10 @@ extern "C" __global__ void __launch_bounds__(32 * W) CLUSTERED
   }
 
   // As many parts as are worth it, of whole steps of a warp.
-  int parts = max(1, min(CLUSTER, (keys + p.split_keys - 1) / p.split_keys));
+  int parts = max(1, min(CLUSTER, (keys - hidden + p.split_keys - 1) / p.split_keys));
   if (blockIdx.x >= parts) return;
-  int size = ((keys + parts - 1) / parts + 15) / 16 * 16;
-  int first = blockIdx.x * size, end = min(keys, first + size);
+  int size = ((keys - hidden + parts - 1) / parts + 15) / 16 * 16;
+  int first = hidden + blockIdx.x * size, end = min(keys, first + size);
   int seen[Q][2];
 #pragma unroll
   for (int n = 0; n < Q; n++)

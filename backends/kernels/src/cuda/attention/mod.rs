@@ -45,6 +45,7 @@ pub(super) struct Params {
     pub(super) splits: i32,
     pub(super) split_keys: i32,
     pub(super) scale: f32,
+    pub(super) window: i32,
 }
 
 // SAFETY: `repr(C)`, only numbers, in the order of the struct in the kernel source.
@@ -94,6 +95,7 @@ fn parameters(op: &Attention, q: &Layout, k: &Layout, v: &Layout) -> Result<Para
         splits: 1,
         split_keys: int(tk)?,
         scale: op.scale as f32,
+        window: 0,
     })
 }
 

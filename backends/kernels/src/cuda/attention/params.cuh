@@ -6,6 +6,7 @@ struct Params {
   i64 qs[3], ks[3], vs[3], os[3], gs[3], dqs[3], dks[3], dvs[3];
   int h, hkv, tq, tk, d, causal, offset, splits, split_keys;
   float scale;  // positive
+  int window;   // keys that a query sees at most, the latest ones; 0: any number. For a few query rows of one position only
 };
 
 #define LOG2E 1.44269504f

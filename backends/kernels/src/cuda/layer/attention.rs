@@ -4,6 +4,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_core::{Result, bail};
 use half::bf16;
 
+use super::cached::ROUND;
 use super::{Context, Mat};
 use crate::cuda::attention::{
     Decode, Gradients, Inputs, Params, Positions, Sizes, Tiles, Warpgroups, splits,
@@ -61,6 +62,7 @@ impl Heads {
             splits: 1,
             split_keys: int(self.t)?,
             scale: 1.0 / (self.d as f32).sqrt(),
+            window: 0,
         })
     }
 
@@ -158,6 +160,8 @@ pub(super) struct Cached {
     pub(super) h: usize,
     pub(super) hkv: usize,
     pub(super) d: usize,
+    /// Positions that the only new one of a sequence sees at most, itself among them; 0: all.
+    pub(super) window: usize,
 }
 
 /// What all layers of a pass attend with.
@@ -187,10 +191,14 @@ struct Split {
 
 impl CachedAttention {
     pub(super) fn new(ctx: &Context, size: Cached) -> Result<Self> {
-        let Cached { sequences, t, longest, h, hkv, d } = size;
+        let Cached { sequences, t, longest, h, hkv, d, window } = size;
         let (of_group, key_heads) = (h / hkv * t, sequences * hkv);
-        if let Some(decode) = Decode::new(&ctx.dev, key_heads, of_group, d, longest)? {
+        let seen = if window > 0 { longest.min(window.next_multiple_of(ROUND)) } else { longest };
+        if let Some(decode) = Decode::new(&ctx.dev, key_heads, of_group, d, seen)? {
             return Ok(Self { size, way: Way::Few(decode) });
+        }
+        if window > 0 {
+            bail!("{of_group} query rows of a head of {d} in a window of {window}");
         }
         if sequences == 1
             && Warpgroups::blocks(t, h) >= ENOUGH_BLOCKS
@@ -229,7 +237,7 @@ impl CachedAttention {
         causal: Option<i32>,
         lengths: u64,
     ) -> Result<()> {
-        let Cached { t, longest, h, hkv, d, .. } = self.size;
+        let Cached { t, longest, h, hkv, d, window, .. } = self.size;
         let remembered = [strides.0, strides.1, d as i64];
         let rows = |m: Mat| [t * m.stride, d, m.stride].map(|n| n as i64);
         let p = Params {
@@ -251,6 +259,7 @@ impl CachedAttention {
             splits: 1,
             split_keys: int(longest)?,
             scale: 1.0 / (d as f32).sqrt(),
+            window: int(window)?,
         };
         match &self.way {
             Way::Few(decode) => {

@@ -15,7 +15,7 @@ mod scores;
 mod stack;
 mod steps;
 
-pub use cached::{CachedLayer, CachedPass, Plain, Positions, Span};
+pub use cached::{CachedLayer, CachedPass, Cross, Plain, Positions, Rolling, Span};
 pub use choice::likeliest;
 pub use decoder::DecoderLayer;
 pub use embed::embed_norm;

@@ -1,13 +1,15 @@
 //! Greedy decoding without the host: a step of some sequences is one graph of all its kernels, and the next one reads the
 //! tokens that this one has chosen on the GPU.
 
+use std::sync::Arc;
+
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaSlice, PinnedHostSlice, PushKernelArg, sys};
 use candle_core::{DType, Error, Result, Tensor, bail};
 use half::bf16;
 
-use super::cached::{CACHED, CachedLayer, CachedPass, Plain, ROUND, Standing, norm_rows};
+use super::cached::{CACHED, CachedLayer, CachedPass, Plain, ROUND, Rolling, Standing, norm_rows};
 use super::choice::{self, Choice};
 use super::{Buffer, Context, PACK};
 use crate::cuda::{Early, alloc, blocks, function, int, launch, tensor};
@@ -52,6 +54,8 @@ pub struct GreedySteps<'a> {
     step: CudaSlice<u32>,
     /// Where steps leave their tokens, `[RING, B]`; see `step_end` in the kernel source.
     out: PinnedHostSlice<u64>,
+    /// Whose first positions stay in sight, and how many positions are.
+    rolling: Option<(Arc<Rolling>, usize)>,
     graph: Option<CudaGraph>,
     launched: usize,
     read: usize,
@@ -78,7 +82,8 @@ impl<'a> GreedySteps<'a> {
     }
 
     /// Continues sequences of `lengths` positions in `memory`, of each of which the token of `tokens` is to be read next, as
-    /// long as none of them has more than `longest`. Nothing is queued yet.
+    /// long as none of them has more than `longest`. Nothing is queued yet. Where the memory is a rolling one, of one sequence,
+    /// each position sees as many positions at most as are given with it, its sinks first.
     ///
     /// # Errors
     /// Tensors that do not fit together or are not on a GPU.
@@ -88,6 +93,7 @@ impl<'a> GreedySteps<'a> {
         tokens: &[u32],
         lengths: &[usize],
         longest: usize,
+        rolling: Option<(Arc<Rolling>, usize)>,
     ) -> Result<Self> {
         let (v, width) = model.embed.dims2()?;
         let (rows, positions) = (tokens.len(), model.angles.0.dim(0)?);
@@ -119,7 +125,12 @@ impl<'a> GreedySteps<'a> {
         let counted: Vec<u32> = lengths.iter().map(|n| *n as u32 + 1).collect();
         let lengths = ctx.dev.clone_htod(&counted)?;
         let tokens = ctx.dev.clone_htod(tokens)?;
-        let standing = Standing { sequences: rows, longest, offset: 0, lengths: ctx.address(&lengths) };
+        let window = rolling.as_ref().map_or(0, |(_, window)| *window);
+        if window > 0 && rows > 1 {
+            bail!("{rows} sequences in rolling memories");
+        }
+        let address = ctx.address(&lengths);
+        let standing = Standing { sequences: rows, longest, first: 0, offset: 0, window, lengths: address };
         let (x, normal) = (ctx.buffer(rows, width)?, ctx.buffer(rows, width)?);
         let own_angles = (row_angles()?, row_angles()?);
         let (best, step) = (alloc::<u64>(&ctx.dev, rows)?, ctx.dev.alloc_zeros::<u32>(1)?);
@@ -145,6 +156,7 @@ impl<'a> GreedySteps<'a> {
             best,
             step,
             out,
+            rolling,
             graph: None,
             launched: 0,
             read: 0,
@@ -314,6 +326,9 @@ impl<'a> GreedySteps<'a> {
         args.arg(&embed.address).arg(&tokens).arg(&lengths).arg(&cos).arg(&sin);
         args.arg(&x.address).arg(&row_cos).arg(&row_sin).arg(&best).arg(&d).arg(&half);
         launch(&mut args, blocks(self.rows, 128))?;
+        if let Some((rolling, window)) = &self.rolling {
+            rolling.show_behind(lengths, *window)?;
+        }
         for (layer, (keys, values)) in self.model.layers.iter().zip(&self.memory) {
             self.pass.layer(layer, keys, values)?;
         }

@@ -3,8 +3,13 @@
 //! Up to 4 positions take five launches a layer and up to 64 eight, whose time is that of reading the weights once;
 //! more of them go through cuBLAS. A kernel of ours starts while the one ahead of it ends and asks for its weights then.
 
+mod cross;
 mod kernels;
 mod reading;
+mod rolling;
+
+pub use cross::Cross;
+pub use rolling::Rolling;
 
 pub(super) use kernels::{CACHED, NULL, ROUND, Tile, few_kernel, fits_tiles, is_few, norm_rows, warps};
 
@@ -17,6 +22,7 @@ use super::ops;
 use super::{Buffer, Context, Mat, PACK};
 use crate::cache::RowLengths;
 use crate::cuda::int;
+use cross::CrossAttention;
 use kernels::{Few, Products, Tiles};
 use reading::Place;
 
@@ -38,6 +44,8 @@ pub struct CachedLayer<'a> {
     pub post_norm: &'a Tensor,
     /// Projections q, k, v, o, gate, up, down.
     pub linears: [Plain<'a>; 7],
+    /// Attention to another model's states, between self-attention and feed-forward.
+    pub cross: Option<Cross<'a>>,
     /// Of the norms.
     pub eps: f64,
 }
@@ -47,6 +55,13 @@ pub struct CachedLayer<'a> {
 pub enum Positions<'a> {
     /// One sequence's next ones, behind as many as are remembered.
     Behind(usize),
+    /// The same behind `offset` ones that begin at place `first` of the memory: none ahead of that is seen.
+    Beyond {
+        /// Where the first one seen stands.
+        first: usize,
+        /// Positions from there to the first new one.
+        offset: usize,
+    },
     /// The last of each row, whose lengths count it.
     Last(&'a RowLengths),
     /// The next ones of several sequences, one behind the other.
@@ -71,10 +86,25 @@ pub(super) struct Standing {
     pub(super) sequences: usize,
     /// Positions of the longest sequence at most, the new ones included.
     pub(super) longest: usize,
+    /// Places of the memory that are passed over: positions count from there.
+    pub(super) first: usize,
     /// Positions ahead of the new ones, if there are no lengths.
     pub(super) offset: usize,
+    /// Positions that each new one, the only one of its sequence, sees at most; 0: all.
+    pub(super) window: usize,
     /// Address of the sequences' lengths, or 0.
     pub(super) lengths: u64,
+}
+
+impl Standing {
+    /// `rows` new positions of one sequence behind `offset` others, the first of which stands at place `first`.
+    fn alone(first: usize, offset: usize, rows: usize) -> Self {
+        Self { first, offset, ..Self::several(1, offset + rows) }
+    }
+
+    fn several(sequences: usize, longest: usize) -> Self {
+        Self { sequences, longest, first: 0, offset: 0, window: 0, lengths: NULL }
+    }
 }
 
 /// Rows that attend together.
@@ -107,6 +137,7 @@ pub struct CachedPass {
     /// Own copies of the tables, which every layer reads.
     angles: (Tensor, Tensor),
     parts: Vec<Part>,
+    cross: Option<CrossAttention>,
     products: Products,
 }
 
@@ -128,6 +159,7 @@ impl CachedPass {
             && d <= 128
             && tensors.into_iter().all(dense)
             && layer.linears.iter().all(plain)
+            && layer.cross.is_none_or(|cross| cross.tensors().into_iter().all(dense))
     }
 
     /// Begins with the embeddings `x` (`[.., D]`, one row for each position). `cos` and `sin` are `[rows, d / 2]`, `first`
@@ -149,18 +181,17 @@ impl CachedPass {
         let x = x.contiguous()?;
         let from = ctx.matrix(&x)?;
         let (standing, lengths, spans) = match positions {
-            Positions::Behind(offset) => {
-                (Standing { sequences: 1, longest: offset + from.rows, offset, lengths: NULL }, None, &[][..])
-            }
+            Positions::Behind(offset) => (Standing::alone(0, offset, from.rows), None, &[][..]),
+            Positions::Beyond { first, offset } => (Standing::alone(first, offset, from.rows), None, &[][..]),
             Positions::Last(rows) => {
                 let lengths = rows.device.as_ref().map_or(Ok(NULL), |l| ctx.input::<u32>(l))?;
                 let (sequences, longest) = (rows.rows().len(), rows.longest());
-                (Standing { sequences, longest, offset: 0, lengths }, rows.device.clone(), &[][..])
+                (Standing { lengths, ..Standing::several(sequences, longest) }, rows.device.clone(), &[][..])
             }
             Positions::Spans(spans) => {
                 let most = |of: fn(&Span) -> usize| spans.iter().map(of).max().unwrap_or(0);
                 let (sequences, longest) = (most(|s| s.sequence + 1), most(|s| s.offset + s.positions));
-                (Standing { sequences, longest, offset: 0, lengths: NULL }, None, spans)
+                (Standing::several(sequences, longest), None, spans)
             }
         };
         let angle = |t: &Tensor| t.to_dtype(DType::BF16)?.contiguous();
@@ -218,7 +249,8 @@ impl CachedPass {
         };
         let attention = |sequences, t, longest: usize| {
             let longest = if t == 1 { longest.next_multiple_of(ROUND) } else { longest };
-            CachedAttention::new(&ctx, Cached { sequences, t, longest, h, hkv, d })
+            let window = standing.window;
+            CachedAttention::new(&ctx, Cached { sequences, t, longest, h, hkv, d, window })
         };
         let (mut parts, mut row_table) = (Vec::new(), Vec::new());
         if spans.is_empty() {
@@ -229,6 +261,12 @@ impl CachedPass {
             let (first, attention) = (row_table.len() / 2, attention(1, positions, offset + positions)?);
             parts.push(Part { first, rows: positions, sequence, offset, attention });
             row_table.extend((offset..offset + positions).flat_map(|at| [sequence as u32, at as u32]));
+        }
+        let cross = first.cross.as_ref();
+        let cross = cross.map(|cross| CrossAttention::new(&ctx, cross, (rows, h, hkv, d), &products));
+        let cross = cross.transpose()?;
+        if cross.is_some() && (sequences > 1 || !spans.is_empty()) {
+            bail!("states of another model, for {sequences} sequences in one pass");
         }
         let row_table = if spans.is_empty() { None } else { Some(ctx.dev.clone_htod(&row_table)?) };
         Ok(Self {
@@ -245,6 +283,7 @@ impl CachedPass {
             active: ctx.buffer(rows, m)?,
             angles,
             parts,
+            cross,
             products,
             ctx,
         })
@@ -280,19 +319,20 @@ impl CachedPass {
         let sizes = [[q, width], [kv, width], [kv, width], [width, q], [m, width], [m, width], [width, m]];
         let fits = layer.linears.iter().zip(sizes).all(|(l, size)| l.weight.dims() == size);
         let (sequences, heads, room, wide) = keys.dims4()?;
-        let Standing { longest, offset, lengths, .. } = self.standing;
+        let Standing { longest, first, offset, lengths, .. } = self.standing;
         let own = self.standing.sequences;
         if !fits
             || keys.dims() != values.dims()
             || (heads, wide) != (hkv, d)
             || sequences < own
             || (sequences > own && self.rows.is_none())
-            || room < longest
+            || room < first + longest
             || !(Self::is_supported(keys, d, layer) && values.is_contiguous())
         {
             bail!("a layer or memory {:?} that {longest} positions do not fit", keys.shape());
         }
-        let memory = (self.ctx.input::<bf16>(keys)?, self.ctx.input::<bf16>(values)?);
+        let start = (2 * first * d) as u64;
+        let memory = (self.ctx.input::<bf16>(keys)? + start, self.ctx.input::<bf16>(values)? + start);
         let place = Place {
             lengths,
             rows: self.rows.as_ref().map_or(NULL, |rows| self.ctx.address(rows)),

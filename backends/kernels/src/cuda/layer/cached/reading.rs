@@ -25,13 +25,31 @@ pub(super) struct Place {
 // SAFETY: `repr(C)`, only numbers, in the order of the struct in the kernel source.
 unsafe impl DeviceRepr for Place {}
 
+impl Place {
+    /// Of positions that are not remembered.
+    pub(super) fn nowhere() -> Self {
+        Self { lengths: NULL, rows: NULL, sequence: 0, head: 0, offset: 0, t: 1 }
+    }
+}
+
 /// `Projections` of the kernel source: addresses of q, k, v and their biases.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Projections([u64; 6]);
+pub(super) struct Projections([u64; 6]);
 
 // SAFETY: as above.
 unsafe impl DeviceRepr for Projections {}
+
+/// What goes into attention: the norm of the positions, and the products of it.
+pub(super) struct Input<'a> {
+    pub(super) norm: &'a Tensor,
+    pub(super) eps: f32,
+    pub(super) projections: Projections,
+    /// Of q, and of k and v.
+    pub(super) heads: (usize, usize),
+    /// Addresses of cos and sin.
+    pub(super) angles: (u64, u64),
+}
 
 impl CachedPass {
     fn attend(&self, memory: (u64, u64), place: Place) -> Result<()> {
@@ -63,27 +81,16 @@ impl CachedPass {
         place: Place,
     ) -> Result<()> {
         let [q, k, v, o, gate, up, down] = &layer.linears;
-        let (h, hkv) = self.heads;
-        let (x, d, eps) = (self.x.mat, self.d, layer.eps as f32);
-        let (cos, sin) = self.angles()?;
+        let (x, eps) = (self.x.mat, layer.eps as f32);
         let projections = self.projections([q, k, v])?;
-        let (width, stride, hi, hkvi, di) =
-            (int(x.cols)?, int(self.qkv.mat.stride)?, int(h)?, int(hkv)?, int(d)?);
-        let norm = self.address(layer.input_norm)?;
-        let mut args = Early::new(&own.attend_in);
-        args.arg(&x.address)
-            .arg(&norm)
-            .arg(&projections)
-            .arg(&self.qkv.mat.address)
-            .arg(&memory.0)
-            .arg(&memory.1);
-        args.arg(&cos).arg(&sin).arg(&place).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di).arg(&eps);
-        args.launch(warps((h + 2 * hkv) * d / 2, x.rows * x.cols))?;
-
+        let (norm, angles) = (layer.input_norm, self.angles()?);
+        let input = Input { norm, eps, projections, heads: self.heads, angles };
+        self.attend_in(own, &input, memory, place)?;
         self.attend(memory, place)?;
         self.add_product(own, self.attended.mat, o)?;
+        self.cross(layer)?;
 
-        let (norm, m) = (self.address(layer.post_norm)?, self.active.mat.cols);
+        let (width, norm, m) = (int(x.cols)?, self.address(layer.post_norm)?, self.active.mat.cols);
         let (g, u, gb, ub) =
             (self.address(gate.weight)?, self.address(up.weight)?, self.bias(gate)?, self.bias(up)?);
         let mi = int(m)?;
@@ -94,8 +101,27 @@ impl CachedPass {
         self.add_product(own, self.active.mat, down)
     }
 
+    /// q, k and v of the normalised positions, see the kernel.
+    pub(super) fn attend_in(
+        &self,
+        own: &Few,
+        input: &Input<'_>,
+        memory: (u64, u64),
+        place: Place,
+    ) -> Result<()> {
+        let (x, d, (h, hkv)) = (self.x.mat, self.d, input.heads);
+        let (width, stride, hi, hkvi, di) =
+            (int(x.cols)?, int(self.qkv.mat.stride)?, int(h)?, int(hkv)?, int(d)?);
+        let (norm, (cos, sin)) = (self.address(input.norm)?, input.angles);
+        let mut args = Early::new(&own.attend_in);
+        args.arg(&x.address).arg(&norm).arg(&input.projections).arg(&self.qkv.mat.address);
+        args.arg(&memory.0).arg(&memory.1).arg(&cos).arg(&sin).arg(&place).arg(&width).arg(&stride);
+        args.arg(&hi).arg(&hkvi).arg(&di).arg(&input.eps);
+        args.launch(warps((h + 2 * hkv) * d / 2, x.rows * x.cols))
+    }
+
     /// `x += y W^T + bias`.
-    fn add_product(&self, own: &Few, y: Mat, l: &Plain<'_>) -> Result<()> {
+    pub(super) fn add_product(&self, own: &Few, y: Mat, l: &Plain<'_>) -> Result<()> {
         let (weight, bias) = (self.address(l.weight)?, self.bias(l)?);
         let (n, k) = (int(self.x.mat.cols)?, int(y.cols)?);
         let mut args = Early::new(&own.add_product);
@@ -103,7 +129,7 @@ impl CachedPass {
         args.launch(warps(self.x.mat.cols / 2, y.rows * y.cols))
     }
 
-    fn projections(&self, linears: [&Plain<'_>; 3]) -> Result<Projections> {
+    pub(super) fn projections(&self, linears: [&Plain<'_>; 3]) -> Result<Projections> {
         let mut all = Projections([NULL; 6]);
         for (i, l) in linears.into_iter().enumerate() {
             (all.0[i], all.0[3 + i]) = (self.address(l.weight)?, self.bias(l)?);
@@ -119,24 +145,18 @@ impl CachedPass {
         place: Place,
     ) -> Result<()> {
         let [q, k, v, o, gate, up, down] = &layer.linears;
-        let (h, hkv) = self.heads;
         let (x, normal) = (self.x.mat, self.normal.mat.address);
-        self.norm(layer.input_norm, layer.eps)?;
-        let (cos, sin) = self.angles()?;
         let projections = self.projections([q, k, v])?;
-        let (rows, width, stride) = (int(x.rows)?, int(x.cols)?, int(self.qkv.mat.stride)?);
-        let (hi, hkvi, di) = (int(h)?, int(hkv)?, int(self.d)?);
-        let mut args = Early::new(&own.attend_in.kernel);
-        args.arg(&normal).arg(&projections).arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1);
-        args.arg(&cos).arg(&sin).arg(&place).arg(&rows).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di);
-        args.launch(own.attend_in.config())?;
-
+        let (norm, eps, angles) = (layer.input_norm, layer.eps as f32, self.angles()?);
+        let input = Input { norm, eps, projections, heads: self.heads, angles };
+        self.attend_in_tiles(&own.attend_in, &input, memory, place)?;
         self.attend(memory, place)?;
         self.add_tiles(&own.attended, self.attended.mat, o)?;
-        self.norm(layer.post_norm, layer.eps)?;
+        self.cross(layer)?;
+        self.norm(layer.post_norm, layer.eps as f32)?;
         let (g, u, gb, ub) =
             (self.address(gate.weight)?, self.address(up.weight)?, self.bias(gate)?, self.bias(up)?);
-        let m = int(self.active.mat.cols)?;
+        let (rows, width, m) = (int(x.rows)?, int(x.cols)?, int(self.active.mat.cols)?);
         let mut args = Early::new(&own.gate_up.kernel);
         args.arg(&normal).arg(&g).arg(&u).arg(&gb).arg(&ub).arg(&self.active.mat.address);
         args.arg(&rows).arg(&width).arg(&m);
@@ -144,8 +164,26 @@ impl CachedPass {
         self.add_tiles(&own.down, self.active.mat, down)
     }
 
+    /// As [`CachedPass::attend_in`], by a kernel of tiles.
+    pub(super) fn attend_in_tiles(
+        &self,
+        own: &Tile,
+        input: &Input<'_>,
+        memory: (u64, u64),
+        place: Place,
+    ) -> Result<()> {
+        self.norm(input.norm, input.eps)?;
+        let (x, normal, (cos, sin)) = (self.x.mat, self.normal.mat.address, input.angles);
+        let (rows, width, stride) = (int(x.rows)?, int(x.cols)?, int(self.qkv.mat.stride)?);
+        let (hi, hkvi, di) = (int(input.heads.0)?, int(input.heads.1)?, int(self.d)?);
+        let mut args = Early::new(&own.kernel);
+        args.arg(&normal).arg(&input.projections).arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1);
+        args.arg(&cos).arg(&sin).arg(&place).arg(&rows).arg(&width).arg(&stride).arg(&hi).arg(&hkvi).arg(&di);
+        args.launch(own.config())
+    }
+
     /// `x += y W^T + bias`.
-    fn add_tiles(&self, own: &Tile, y: Mat, l: &Plain<'_>) -> Result<()> {
+    pub(super) fn add_tiles(&self, own: &Tile, y: Mat, l: &Plain<'_>) -> Result<()> {
         let (weight, bias, x) = (self.address(l.weight)?, self.bias(l)?, self.x.mat);
         let (rows, n, k) = (int(x.rows)?, int(x.cols)?, int(y.cols)?);
         let mut args = Early::new(&own.kernel);
@@ -158,7 +196,7 @@ impl CachedPass {
         let [q, k, v, o, gate, up, down] = &layer.linears;
         let (h, hkv) = self.heads;
         let (x, d) = (self.x.mat, self.d);
-        self.norm(layer.input_norm, layer.eps)?;
+        self.norm(layer.input_norm, layer.eps as f32)?;
         self.side_by_side(self.normal.mat, &[q, k, v], self.qkv.mat)?;
         let (cos, sin) = self.angles()?;
         let (rows, hi, hkvi, di) = (int(x.rows)?, int(h)?, int(hkv)?, int(d)?);
@@ -170,18 +208,19 @@ impl CachedPass {
 
         self.attend(memory, place)?;
         self.add(self.attended.mat, o)?;
-        self.norm(layer.post_norm, layer.eps)?;
+        self.cross(layer)?;
+        self.norm(layer.post_norm, layer.eps as f32)?;
         self.side_by_side(self.normal.mat, &[gate, up], self.gates.mat)?;
         ops::activate(ctx, Activation::Gated, self.gates.mat, self.active.mat)?;
         self.add(self.active.mat, down)
     }
 
-    fn norm(&self, weight: &Tensor, eps: f64) -> Result<()> {
-        norm_rows(&self.ctx, self.x.mat, weight, eps, self.normal.mat)
+    pub(super) fn norm(&self, weight: &Tensor, eps: f32) -> Result<()> {
+        norm_rows(&self.ctx, self.x.mat, weight, eps.into(), self.normal.mat)
     }
 
     /// `to = [y W^T + bias ..]` for the weights of all `linears`: one product where those stand one below the other.
-    fn side_by_side(&self, y: Mat, linears: &[&Plain<'_>], to: Mat) -> Result<()> {
+    pub(super) fn side_by_side(&self, y: Mat, linears: &[&Plain<'_>], to: Mat) -> Result<()> {
         let weights = linears.iter().map(|l| self.ctx.matrix(l.weight)).collect::<Result<Vec<_>>>()?;
         let all = stacked(&weights);
         if let Some(all) = all {
@@ -200,7 +239,7 @@ impl CachedPass {
     }
 
     /// `x += y W^T + bias`.
-    fn add(&self, y: Mat, l: &Plain<'_>) -> Result<()> {
+    pub(super) fn add(&self, y: Mat, l: &Plain<'_>) -> Result<()> {
         let x = self.x.mat;
         self.ctx.product((x, DType::BF16), (y, false), (self.ctx.matrix(l.weight)?, true), 1.0, 1.0)?;
         self.add_bias(l, x)
