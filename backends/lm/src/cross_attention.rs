@@ -76,6 +76,14 @@ impl CrossAttention {
         })
     }
 
+    /// As a GPU's whole layers read it, with keys and values that were made; nothing while it is trained.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn whole<'a>(&'a self, (keys, values): &'a CrossKeys) -> Option<e2llm_kernels::Cross<'a>> {
+        let Self { norm, q, o, .. } = self;
+        let frozen = [norm, q, o].into_iter().all(|t| !t.track_op());
+        frozen.then_some(e2llm_kernels::Cross { norm, q, o, keys, values })
+    }
+
     /// Its tensors in a fixed order, and a copy with others in their place.
     pub(crate) fn tensors(&self) -> [Tensor; 5] {
         [&self.norm, &self.q, &self.k, &self.v, &self.o].map(Clone::clone)
@@ -150,8 +158,8 @@ impl Memory for CrossMemory {
         self.own.attend(layer, heads, rope)
     }
 
-    fn cross_keys(&self, layer: usize) -> Option<CrossKeys> {
-        self.keys.get(layer).cloned()
+    fn cross(&self) -> Option<Arc<Vec<CrossKeys>>> {
+        Some(Arc::clone(&self.keys))
     }
 
     fn advance(&mut self, t: usize) {

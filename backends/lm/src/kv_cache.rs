@@ -150,7 +150,7 @@ impl Memory for KvCache {
         self.len += t;
     }
 
-    fn plain(&mut self) -> Option<&mut KvCache> {
+    fn behind(&mut self) -> Option<&mut KvCache> {
         Some(self)
     }
 

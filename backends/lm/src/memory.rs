@@ -1,7 +1,8 @@
 //! What a decoder remembers of the positions it has read.
 
-use crate::{CrossKeys, KvCache, PREFILL_BLOCK, Rope};
+use crate::{CrossKeys, KvCache, PREFILL_BLOCK, RollingCache, Rope};
 use candle_core::{Result, Tensor};
+use std::sync::Arc;
 
 /// Queries, keys and values of some positions in one layer, not yet rotated.
 #[derive(Debug, Clone)]
@@ -51,8 +52,8 @@ pub trait Memory: Send {
     /// Failing tensor operations.
     fn attend(&mut self, layer: usize, heads: &Heads, rope: &Rope) -> Result<Tensor>;
 
-    /// What a layer's cross-attention reads, where there is something.
-    fn cross_keys(&self, _layer: usize) -> Option<CrossKeys> {
+    /// What the layers' cross-attention reads, where there is something.
+    fn cross(&self) -> Option<Arc<Vec<CrossKeys>>> {
         None
     }
 
@@ -67,16 +68,16 @@ pub trait Memory: Send {
         Ok(())
     }
 
-    /// The memory itself where it keeps everything at its position and nothing else has to be done: a GPU then writes and
-    /// reads it within whole layers, without [`Memory::attend`].
-    fn plain(&mut self) -> Option<&mut KvCache> {
+    /// What holds everything, where the next positions are only written behind what is held and see all of it: a GPU then
+    /// writes and reads it within whole layers, without [`Memory::attend`]. They are turned by their place in the text
+    /// ([`Memory::offset`]), which may be beyond what is held.
+    fn behind(&mut self) -> Option<&mut KvCache> {
         None
     }
 
-    /// As [`Memory::plain`] of the next positions: they are only written behind what is held and see all of it, but are
-    /// turned by their place in the text ([`Memory::offset`]), which may be beyond what is held.
-    fn behind(&mut self) -> Option<&mut KvCache> {
-        self.plain()
+    /// As [`Memory::behind`], of a memory that rolls.
+    fn rolling(&mut self) -> Option<&mut RollingCache> {
+        None
     }
 
     /// A memory that goes on from here and leaves this one as it is, as long as only one of the two is written.

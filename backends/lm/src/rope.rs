@@ -266,7 +266,43 @@ impl Rope {
         len: usize,
         sequence: usize,
     ) -> candle_core::Result<(Tensor, Tensor)> {
-        let positions = self.base_positions(offset + len, sequence);
+        self.tables_for(self.base_positions(offset + len, sequence), offset, len)
+    }
+
+    /// The same by places in a memory that forgets: the frequencies are those of `sequence` positions, wherever a place is.
+    ///
+    /// # Errors
+    /// Any of making the tables.
+    pub(crate) fn places(
+        &self,
+        offset: usize,
+        len: usize,
+        sequence: usize,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        self.tables_for(self.base_positions(0, sequence), offset, len)
+    }
+
+    /// As [`Rope::places`], for what was turned before: without the factor that cos and sin may have.
+    ///
+    /// # Errors
+    /// Any of making the tables.
+    pub(crate) fn turns(
+        &self,
+        offset: usize,
+        len: usize,
+        sequence: usize,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        let (cos, sin) = self.places(offset, len, sequence)?;
+        let factor = self.scaling.attention_factor();
+        if factor == 1.0 { Ok((cos, sin)) } else { Ok(((cos / factor)?, (sin / factor)?)) }
+    }
+
+    fn tables_for(
+        &self,
+        positions: usize,
+        offset: usize,
+        len: usize,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |t: &Tables| t.positions == positions && t.cos.dims()[0] >= offset + len;
         if !tables.as_ref().is_some_and(fits) {

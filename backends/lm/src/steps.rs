@@ -5,10 +5,10 @@
 
 use crate::batch_cache::BatchCache;
 use crate::generate::Writer;
-use crate::{Llama, LmError, Memory, Result};
+use crate::{CrossKeys, Llama, LmError, Memory, Result, rolling};
 use candle_core::Tensor;
-use e2llm_kernels::GreedySteps;
-use std::sync::Once;
+use e2llm_kernels::{GreedySteps, Rolling};
+use std::sync::{Arc, Once};
 
 /// Steps queued behind the one whose tokens are looked at.
 const AHEAD: usize = 4;
@@ -30,19 +30,19 @@ fn reach(longest: usize, left: usize) -> Option<usize> {
 }
 
 impl<'a> Steps<'a> {
-    /// Continues the first sequences of `memory`, whose last `tokens` are to be read next, up to `end` positions. `expected` are
-    /// the positions each sequence is expected to have. Nothing where the decoder or its device cannot.
+    /// Continues the first sequences of `memory`, whose last `tokens` are to be read next, up to `end` positions, by the angles of
+    /// all of them; `states` are what cross-attention reads. Nothing where the decoder or its device cannot.
     fn new(
         llama: &'a Llama,
         memory: Vec<(Tensor, Tensor)>,
-        tokens: &[u32],
-        lengths: &[usize],
-        expected: &[usize],
+        (tokens, lengths): (&[u32], &[usize]),
+        (angles, states): ((Tensor, Tensor), Option<&'a [CrossKeys]>),
         end: usize,
+        rolling: Option<(Arc<Rolling>, usize)>,
     ) -> Result<Option<Self>> {
-        let Some(model) = llama.step_model(end, expected)? else { return Ok(None) };
+        let Some(model) = llama.step_model(angles, states)? else { return Ok(None) };
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let steps = GreedySteps::new(model, memory, tokens, lengths, end, None)?;
+        let steps = GreedySteps::new(model, memory, tokens, lengths, end, rolling)?;
         Ok(Some(Self { steps, most: end - longest }))
     }
 
@@ -68,6 +68,27 @@ impl<'a> Steps<'a> {
     }
 }
 
+/// Where a graph can go on from here, for an answer that lacks `left` tokens; nothing where it cannot or it is not worth it.
+fn ahead(llama: &Llama, memory: &mut dyn Memory, left: usize) -> Result<Option<rolling::Steps>> {
+    if let Some(cache) = memory.rolling() {
+        let ahead = cache.begin_steps(left.min(GreedySteps::ROUND), llama.rope())?;
+        return Ok(ahead.filter(|ahead| ahead.end >= ahead.next + WORTH));
+    }
+    let position = memory.offset();
+    let Some(cache) = memory.behind() else { return Ok(None) };
+    let (len, expected) = (cache.offset(), cache.expected());
+    let Some(end) = reach(len, left) else { return Ok(None) };
+    // Some positions of the text may not be held.
+    let (dropped, positions) = (position - len, position - len + end);
+    let Some((cos, sin)) = llama.rope().common_tables(positions, &[expected])? else { return Ok(None) };
+    let angles = (cos.narrow(0, dropped, end)?, sin.narrow(0, dropped, end)?);
+    let (config, like) = (llama.config(), Tensor::zeros(8, llama.dtype(), llama.device())?);
+    let room = (1, config.num_key_value_heads, end - len, config.head_dim);
+    let layers = 0..config.num_hidden_layers;
+    let layers = layers.map(|i| cache.reserve(i, room, &like)).collect::<candle_core::Result<_>>()?;
+    Ok(Some(rolling::Steps { memory: layers, next: len, end, angles, rolling: None }))
+}
+
 /// Goes on with an answer whose last token was chosen and has not been read, as far as the GPU can by itself.
 ///
 /// # Errors
@@ -78,23 +99,19 @@ pub(crate) fn alone(
     writer: &mut Writer<'_>,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<()> {
-    while writer.is_greedy() && !writer.has_ended() {
-        let Some(cache) = memory.plain() else { return Ok(()) };
-        let (len, expected) = (cache.offset(), cache.expected());
-        let Some(end) = reach(len, writer.left()).filter(|_| llama.has_steps()) else { return Ok(()) };
-        let (config, like) = (llama.config(), Tensor::zeros(8, llama.dtype(), llama.device())?);
-        let room = (1, config.num_key_value_heads, end - len, config.head_dim);
-        let layers = 0..config.num_hidden_layers;
-        let layers = layers.map(|i| cache.reserve(i, room, &like)).collect::<candle_core::Result<_>>()?;
-        let Some(mut steps) = Steps::new(llama, layers, &[writer.last()], &[len], &[expected], end)? else {
-            return Ok(());
-        };
-        for _ in len..end {
+    let states = memory.cross();
+    while writer.is_greedy() && !writer.has_ended() && llama.has_steps() {
+        let Some(ahead) = ahead(llama, memory, writer.left())? else { return Ok(()) };
+        let rolling::Steps { memory: layers, next, end, angles, rolling } = ahead;
+        let (last, states) = ([writer.last()], states.as_ref().map(|s| &s[..]));
+        let steps = Steps::new(llama, layers, (&last, &[next]), (angles, states), end, rolling)?;
+        let Some(mut steps) = steps else { return Ok(()) };
+        for _ in next..end {
             if cancelled() {
                 return Err(LmError::Cancelled);
             }
             let token = steps.next()?.into_iter().next().flatten();
-            cache.advance(1);
+            memory.advance(1);
             writer.push(token.ok_or_else(not_finite)?)?;
             if writer.has_ended() {
                 break;
@@ -147,7 +164,8 @@ impl<'a> Together<'a> {
         let Some(end) = reach(longest, left).filter(|_| llama.has_steps()) else { return Ok(None) };
         let memory = cache.with_room(end)?;
         let expected = all_expected.first().copied().unwrap_or(0);
-        let steps = Steps::new(llama, memory, tokens, &lengths, &all_expected, end)?;
+        let Some(angles) = llama.rope().common_tables(end, &all_expected)? else { return Ok(None) };
+        let steps = Steps::new(llama, memory, (tokens, &lengths), (angles, None), end, None)?;
         let rows = lengths.into_iter().map(|len| Place { live: true, len, from: 0 }).collect();
         let (done, stopped, changed) = (0, false, false);
         Ok(steps.map(|steps| Self { llama, steps, rows, end, expected, done, stopped, changed }))

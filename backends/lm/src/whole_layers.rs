@@ -2,7 +2,7 @@
 
 use crate::batch_cache::BatchCache;
 use crate::packed::Packed;
-use crate::{KvCache, Llama};
+use crate::{CrossKeys, Llama, Memory};
 use candle_core::{DType, Result, Tensor, bail};
 use e2llm_kernels::{CachedLayer, CachedPass, Positions, Span};
 
@@ -19,34 +19,50 @@ pub(crate) fn fit(x: &Tensor, head_dim: usize) -> bool {
         && head_dim.is_multiple_of(16)
 }
 
-/// A decoder's layers as new positions `x` are read with them behind remembered ones, where the GPU can.
-pub(crate) fn cached<'a>(x: &Tensor, llama: &'a Llama) -> Option<Vec<CachedLayer<'a>>> {
+/// A decoder's layers as new positions `x` are read with them behind remembered ones, where the GPU can; `states` are what its
+/// cross-attention reads.
+pub(crate) fn cached<'a>(
+    x: &Tensor,
+    llama: &'a Llama,
+    states: Option<&'a [CrossKeys]>,
+) -> Option<Vec<CachedLayer<'a>>> {
     if !x.device().is_cuda() {
         return None;
     }
-    let layers = llama.cached_layers()?;
+    let layers = llama.cached_layers(states)?;
     let d = llama.config().head_dim;
     layers.iter().all(|layer| CachedPass::is_supported(x, d, layer)).then_some(layers)
 }
 
-/// Last hidden states, normalised, of `x` (`[1, T, D]`) read behind what `cache` holds, which is not advanced.
-pub(crate) fn read(
-    x: &Tensor,
-    llama: &Llama,
-    layers: &[CachedLayer<'_>],
-    angles: (&Tensor, &Tensor),
-    cache: &mut KvCache,
-) -> Result<Tensor> {
-    let config = llama.config();
-    let room = (1, config.num_key_value_heads, x.dim(1)?, config.head_dim);
+/// Last hidden states, normalised, of `x` (`[1, T, D]`) read behind what `memory` holds, which has them then; nothing where the
+/// GPU cannot.
+pub(crate) fn read(x: &Tensor, llama: &Llama, memory: &mut dyn Memory) -> Result<Option<Tensor>> {
+    let (batch, t, _) = x.dims3()?;
+    let states = memory.cross();
+    let Some(layers) = cached(x, llama, states.as_ref().map(|s| &s[..])).filter(|_| batch == 1) else {
+        return Ok(None);
+    };
     let Some(first) = layers.first() else { bail!("a decoder without layers") };
-    cache.begin(layers.len(), room, x)?;
-    let pass = CachedPass::new(x, config.head_dim, first, angles, Positions::Behind(cache.offset()))?;
-    for (i, layer) in layers.iter().enumerate() {
-        let (keys, values) = cache.reserve(i, room, x)?;
-        pass.layer(layer, &keys, &values)?;
+    let (config, offset) = (llama.config(), memory.offset());
+    let room = (1, config.num_key_value_heads, t, config.head_dim);
+    let (positions, (cos, sin), held) = if let Some(rolling) = memory.rolling() {
+        let (positions, angles) = rolling.begin(t, llama.rope())?;
+        let held = (0..layers.len()).map(|i| rolling.reserve(i, room, x)).collect::<Result<Vec<_>>>()?;
+        (positions, angles, held)
+    } else if let Some(cache) = memory.behind() {
+        cache.begin(layers.len(), room, x)?;
+        let angles = llama.rope().tables(offset, t, cache.expected())?;
+        let held = (0..layers.len()).map(|i| cache.reserve(i, room, x)).collect::<Result<Vec<_>>>()?;
+        (Positions::Behind(cache.offset()), angles, held)
+    } else {
+        return Ok(None);
+    };
+    let pass = CachedPass::new(x, config.head_dim, first, (&cos, &sin), positions)?;
+    for (layer, (keys, values)) in layers.iter().zip(&held) {
+        pass.layer(layer, keys, values)?;
     }
-    pass.finish_normal(llama.last_norm(), config.rms_norm_eps, x.dims())
+    memory.advance(t);
+    pass.finish_normal(llama.last_norm(), config.rms_norm_eps, x.dims()).map(Some)
 }
 
 /// Last hidden states, normalised, of `x` (`[1, B, D]`), the next position of every row of `cache`, which has begun a pass.
@@ -75,7 +91,7 @@ pub(crate) fn read_packed(
     cache: &BatchCache,
 ) -> Result<Option<Tensor>> {
     llama.check_unshifted()?;
-    let Some(layers) = cached(x, llama) else { return Ok(None) };
+    let Some(layers) = cached(x, llama, None) else { return Ok(None) };
     let Some(first) = layers.first() else { bail!("a decoder without layers") };
     let (mut positions, mut sequences) = (Vec::new(), Vec::new());
     for prompt in prompts {

@@ -1,24 +1,23 @@
 //! `streaming`: the decoder reads all of the prompt, however long, and remembers its beginning and its end.
 //!
 //! Source: StreamingLLM (Xiao et al. 2023, arXiv 2309.17453) and its code. The memory keeps the keys and values of the
-//! first s positions, the attention sinks (s = 4), and of the latest W - s. Keys are kept before rotation and turned by
-//! their place in the memory, 0 to W - 1, so that no distance is beyond the window. While everything fits this is full
-//! attention.
-//! Cost: O(T W) attention, O(W) memory whatever the context's length T; each new token also turns W keys anew.
+//! first s positions, the attention sinks (s = 4), and of the latest W - s. Only distances count for rotated keys: those of the
+//! latest are what they are in the text, and the sinks are turned so that they stand right ahead of them, as if the text had the
+//! W positions alone. No distance is beyond the window, and while everything fits this is full attention.
+//! Cost: O(T W) attention, O(W) memory whatever the context's length T; each block or token that is read also turns s keys anew,
+//! and every W / 2 tokens the window's keys and values are moved to the beginning of their room.
 //!
 //! Ours: the prompt is read in blocks of a quarter of the rolling part (512 at most); a block makes room for itself
 //! before it is read (as upstream's `evict_for_space`), so that its first position sees a little less than W positions.
 
-mod cache;
 #[cfg(test)]
 mod tests;
 
 use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
 use crate::options::bad_option;
 use crate::prompt::Whole;
-use cache::StreamingCache;
 use e2llm_backend::{BackendError, BackendSpec, OptionSpec, Prompt};
-use e2llm_lm::{Memory, Segment};
+use e2llm_lm::{Memory, RollingCache, Segment};
 use std::ops::Range;
 
 const NAME: &str = "streaming";
@@ -80,7 +79,7 @@ impl Method for Streaming {
         true
     }
 
-    fn memory(&self, decoder: &Decoder, _prompt: usize, _expected: usize) -> Box<dyn Memory> {
-        Box::new(StreamingCache::new(self.sinks, decoder.window - self.sinks))
+    fn memory(&self, decoder: &Decoder, _prompt: usize, expected: usize) -> Box<dyn Memory> {
+        Box::new(RollingCache::new(self.sinks, decoder.window - self.sinks, expected))
     }
 }

@@ -1,6 +1,5 @@
 //! `streaming` against full attention.
 
-use super::cache::StreamingCache;
 use super::{evicted, shared, spec};
 use crate::full;
 use crate::tests::{
@@ -8,7 +7,7 @@ use crate::tests::{
 };
 use candle_core::{DType, Tensor};
 use e2llm_backend::ErrorKind;
-use e2llm_lm::{Llama, Memory, Segment, prefill, token_log_probs};
+use e2llm_lm::{Llama, Memory, RollingCache, Segment, prefill, token_log_probs};
 
 fn ids(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| 3 + (i * i * 7 + i * 13) % 256).collect()
@@ -44,13 +43,13 @@ fn positions_are_those_in_the_memory() {
     let llama = &decoder.model.llama;
     let ids = ids(301);
     for (sinks, recent) in [(4, 20), (0, 13), (2, 8)] {
-        let mut memory = StreamingCache::new(sinks, recent);
+        let mut memory = RollingCache::new(sinks, recent, 0);
         let blocks = prefill(llama, &[Segment::Ids(ids.clone())], &mut memory, &|| false).unwrap();
         let visible = [&ids[..sinks], &ids[ids.len() - recent..]].concat();
         let expected = last_of_full(llama, &visible);
         assert!(distance(&blocks, &expected) < 1e-4, "{sinks} {recent}");
-        // One at a time the same, and after the blocks too.
-        let mut single = StreamingCache::new(sinks, recent);
+        // One at a time the same, more of them than were expected, and after the blocks too.
+        let mut single = RollingCache::new(sinks, recent, 7);
         for (i, id) in ids.iter().enumerate() {
             let hidden =
                 llama.forward_hidden(&llama.embed(&[*id]).unwrap(), None, Some(&mut single)).unwrap();
@@ -70,15 +69,17 @@ fn positions_are_those_in_the_memory() {
 fn memory_does_not_grow() {
     let folder = folder(64);
     let decoder = decoder(folder.path(), 64);
-    let bytes_after = |n: usize| {
-        let mut memory = StreamingCache::new(4, 60);
+    let bytes_after = |n: usize, expected: usize| {
+        let mut memory = RollingCache::new(4, 60, expected);
         prefill(&decoder.model.llama, &[Segment::Ids(ids(n))], &mut memory, &|| false).unwrap();
         assert_eq!(memory.offset(), n);
         memory.bytes()
     };
-    let first = bytes_after(10);
-    assert_eq!(first, 2 * 2 * 2 * 8 * 64 * 4, "layers, keys and values, heads, width, positions, bytes");
-    assert_eq!(bytes_after(3000), first);
+    let each = 2 * 2 * 2 * 8 * 4; // layers, keys and values, heads, width, bytes
+    assert_eq!(bytes_after(10, 12), 12 * each, "what is expected");
+    assert_eq!(bytes_after(10, 0), (64 + 30) * each, "half of the recent ones beyond it");
+    assert_eq!(bytes_after(300, 300), (64 + 30 + 4) * each, "and copies of the sinks");
+    assert_eq!(bytes_after(3000, 3000), bytes_after(300, 300));
 }
 
 #[test]

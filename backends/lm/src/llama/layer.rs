@@ -1,6 +1,8 @@
 //! A layer, and the ways in which its positions attend.
 
 use super::tensors::layer_linears;
+#[cfg(feature = "cuda")]
+use crate::CrossKeys;
 use crate::batch_cache::BatchCache;
 use crate::config::LlamaConfig;
 use crate::cross_attention::CrossAttention;
@@ -142,18 +144,23 @@ impl Layer {
         })
     }
 
-    /// The layer as a GPU reads new positions with it, where it has no updates of its own.
+    /// The layer as a GPU reads new positions with it, and with the keys and values of another model's states where there are
+    /// any; nothing where it has updates of its own.
     #[cfg(feature = "cuda")]
-    pub(super) fn cached(&self) -> Option<e2llm_kernels::CachedLayer<'_>> {
+    pub(super) fn cached<'a>(
+        &'a self,
+        states: Option<&'a CrossKeys>,
+    ) -> Option<e2llm_kernels::CachedLayer<'a>> {
+        let cross = match (&self.cross, states) {
+            (Some(cross), Some(states)) => Some(cross.whole(states)?),
+            _ => None,
+        };
         let linears: Option<Vec<_>> = self.linears().into_iter().map(Linear::plain).collect();
         Some(e2llm_kernels::CachedLayer {
             input_norm: &self.input_norm,
             post_norm: &self.post_norm,
-            linears: linears
-                .filter(|_| self.head_norms.is_none() && self.cross.is_none())?
-                .try_into()
-                .ok()?,
-            cross: None,
+            linears: linears.filter(|_| self.head_norms.is_none())?.try_into().ok()?,
+            cross,
             eps: self.eps,
         })
     }
@@ -193,7 +200,7 @@ impl Layer {
                 groups.attend(&Heads { q, k, v: heads.v })?
             }
             Attend::Through { memory, layer, rope } => {
-                ready = memory.cross_keys(layer);
+                ready = memory.cross().and_then(|keys| keys.get(layer).cloned());
                 memory.attend(layer, &heads, rope)?
             }
             Attend::Rows { cos, sin, cache, layer } => {

@@ -89,10 +89,21 @@ impl Llama {
         self.dtype
     }
 
-    /// All layers as a GPU reads new positions with them, where it can.
+    /// All layers as a GPU reads new positions with them, where it can; `states` are the keys and values that their
+    /// cross-attention reads.
     #[cfg(feature = "cuda")]
-    pub(crate) fn cached_layers(&self) -> Option<Vec<e2llm_kernels::CachedLayer<'_>>> {
-        self.layers.iter().map(Layer::cached).collect()
+    pub(crate) fn cached_layers<'a>(
+        &'a self,
+        states: Option<&'a [CrossKeys]>,
+    ) -> Option<Vec<e2llm_kernels::CachedLayer<'a>>> {
+        let layers = self.layers.iter().enumerate();
+        layers.map(|(i, layer)| layer.cached(states.and_then(|states| states.get(i)))).collect()
+    }
+
+    /// The rotary positions.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn rope(&self) -> &Rope {
+        &self.rope
     }
 
     /// Weight of the norm behind the layers.
@@ -107,23 +118,22 @@ impl Llama {
         self.device.is_cuda() && self.dtype == DType::BF16 && !self.shifted
     }
 
-    /// The decoder as a GPU makes greedy steps with it, of sequences of up to `positions` that are expected to have `sequences`
-    /// positions; nothing where it cannot.
+    /// The decoder as a GPU makes greedy steps with it, with the angles of all positions there may be, and `states` as for
+    /// [`Llama::cached_layers`]; nothing where it cannot.
     #[cfg(feature = "cuda")]
-    pub(crate) fn step_model(
-        &self,
-        positions: usize,
-        sequences: &[usize],
-    ) -> candle_core::Result<Option<e2llm_kernels::StepModel<'_>>> {
+    pub(crate) fn step_model<'a>(
+        &'a self,
+        angles: (Tensor, Tensor),
+        states: Option<&'a [CrossKeys]>,
+    ) -> candle_core::Result<Option<e2llm_kernels::StepModel<'a>>> {
         if !self.has_steps() {
             return Ok(None);
         }
         let (Some(embed), Some(layers), Some(head)) =
-            (self.embed.frozen(), self.cached_layers(), self.head.plain())
+            (self.embed.frozen(), self.cached_layers(states), self.head.plain())
         else {
             return Ok(None);
         };
-        let Some(angles) = self.rope.common_tables(positions, sequences)? else { return Ok(None) };
         let norm = (&self.norm, self.config.rms_norm_eps);
         let head_dim = self.config.head_dim;
         let model = e2llm_kernels::StepModel { embed, layers, norm, head, angles, head_dim };
@@ -199,18 +209,11 @@ impl Llama {
         }
         self.check_unshifted()?;
         let (_, t, _) = x.dims3()?;
-        let mut x = x.clone();
         #[cfg(feature = "cuda")]
-        let offset = memory.offset();
-        #[cfg(feature = "cuda")]
-        if let Some(cache) = memory.behind().filter(|_| x.dims()[0] == 1)
-            && let Some(layers) = crate::whole_layers::cached(&x, self)
-        {
-            let (cos, sin) = self.rope.tables(offset, t, cache.expected())?;
-            x = crate::whole_layers::read(&x, self, &layers, (&cos, &sin), cache)?;
-            memory.advance(t);
-            return Ok(x);
+        if let Some(hidden) = crate::whole_layers::read(x, self, memory)? {
+            return Ok(hidden);
         }
+        let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             let attend = Attend::Through { memory: &mut *memory, layer: i, rope: &self.rope };
             x = layer.forward(&x, attend, None)?;
@@ -332,7 +335,7 @@ impl Llama {
         cache.begin()?;
         let mut x = x.clone();
         #[cfg(feature = "cuda")]
-        if let Some(layers) = crate::whole_layers::cached(&x, self) {
+        if let Some(layers) = crate::whole_layers::cached(&x, self, None) {
             x = crate::whole_layers::read_rows(&x, self, &layers, (&cos, &sin), cache)?;
             cache.advance();
             return Ok(x);
