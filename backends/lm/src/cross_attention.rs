@@ -162,6 +162,10 @@ impl Memory for CrossMemory {
         Some(Arc::clone(&self.keys))
     }
 
+    fn behind(&mut self) -> Option<&mut KvCache> {
+        Some(&mut self.own)
+    }
+
     fn advance(&mut self, t: usize) {
         self.own.advance(t);
     }
