@@ -145,7 +145,7 @@ impl Method for Lloco {
         let place = (&llama.device().clone(), precision);
         let (model, _) = LlocoModel::load(self.config.clone(), llama, tensors, place, (false, false))?;
         *llama = model.decoder;
-        if precision == Precision::F32 {
+        if precision.merges(llama.device()) {
             llama.merge_lora().map_err(LmError::from)?;
         }
         let folder = self.context.options.text("store");
