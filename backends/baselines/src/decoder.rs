@@ -1,20 +1,23 @@
 //! What methods that end in one plain decoder share: loading it, wrapping a text in its chat template, answering.
 
+pub(crate) use crate::draft::{Draft, Finishing, Prepared};
+
+use crate::draft::Ahead;
 use crate::options::bad_option;
 use crate::trained::placement;
 use e2llm_backend::{
     Backend, BackendError, BackendInfo, BuildContext, CancelFlag, Choice, ErrorKind, Fingerprint, OptionSpec,
-    Prompt, Request, Response, TokenCounter, Usage,
+    Prompt, Request, Response, TokenCounter,
 };
 use e2llm_lm::Prepared as Ready;
 use e2llm_lm::{
     DecoderFiles, DecoderModel, Desk, Generation, KvCache, Llama, LlamaConfig, Memory, Message, PeftAdapter,
-    Precision, Segment, Stretch, Tokenizer, TunedDecoder, answer_queue, continuation_ids, generate_with,
-    prompt_len, queue_of, score_continuations_with, token_counter,
+    Precision, Stretch, Tokenizer, TunedDecoder, answer_queue, continuation_ids, generate_with, prompt_len,
+    queue_of, score_continuations_with, token_counter,
 };
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The option every decoder method has.
 pub(crate) const WINDOW: OptionSpec = OptionSpec {
@@ -32,10 +35,6 @@ pub(crate) const LORA: OptionSpec = OptionSpec {
 
 /// What a method does to a request and to the decoder.
 pub(crate) trait Method: Send + Sync {
-    /// Whether a prompt is made of its text alone, without the decoder or another model. It is then made by another thread,
-    /// while the prompts ahead of it are answered.
-    const READS_TEXT_ONLY: bool = false;
-
     /// Changes the decoder's configuration before it is loaded, and returns what a reader of a result must know.
     fn configure(&mut self, _config: &mut LlamaConfig) -> Result<Vec<String>, BackendError> {
         Ok(Vec::new())
@@ -61,8 +60,19 @@ pub(crate) trait Method: Send + Sync {
         0
     }
 
-    /// The prompt, with `room` positions of the window left for the answer.
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError>;
+    /// What a prompt's text alone makes of it, without a model's work, with `room` positions of the window left for the answer.
+    /// Other threads do that, while the prompts ahead of it are answered.
+    fn draft<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+        prompt: &'a Prompt,
+        room: usize,
+    ) -> Result<Draft<'a>, BackendError>;
+
+    /// The whole prompt.
+    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+        self.draft(decoder, prompt, room)?.finish()
+    }
 
     /// Whether the decoder remembers in a way of the method's own. Requests are answered one after another then, and
     /// side by side where not.
@@ -73,23 +83,6 @@ pub(crate) trait Method: Send + Sync {
     /// What the decoder remembers with, for a prompt of `_prompt` positions, `expected` with its answer.
     fn memory(&self, _decoder: &Decoder, _prompt: usize, expected: usize) -> Box<dyn Memory> {
         Box::new(KvCache::new(expected))
-    }
-}
-
-/// Makes the answer's text of what the decoder wrote.
-pub(crate) type Finishing = Arc<dyn Fn(&str) -> Result<String, BackendError> + Send + Sync>;
-
-/// A prompt as the decoder reads it, and what became of its context.
-pub(crate) struct Prepared {
-    pub(crate) segments: Vec<Segment>,
-    pub(crate) usage: Usage,
-    pub(crate) finish: Option<Finishing>,
-}
-
-impl Prepared {
-    /// A prompt whose answer is what the decoder writes.
-    pub(crate) fn new(segments: Vec<Segment>, usage: Usage) -> Self {
-        Self { segments, usage, finish: None }
     }
 }
 
@@ -217,13 +210,11 @@ impl<M: Method> DecoderBackend<M> {
         self.decoder.window
     }
 
-    fn prepare(&self, request: &Request) -> Result<(Ready, Option<Finishing>), BackendError> {
+    fn draft<'a>(&'a self, request: &'a Request) -> Result<(Draft<'a>, Duration), BackendError> {
         let start = Instant::now();
         self.decoder.cancel.check()?;
-        let room = request.generation.max_new_tokens;
-        let Prepared { segments, usage, finish } =
-            self.method.prepare(&self.decoder, &request.prompt, room)?;
-        Ok((Ready { segments, usage, time: start.elapsed() }, finish))
+        let draft = self.method.draft(&self.decoder, &request.prompt, request.generation.max_new_tokens)?;
+        Ok((draft, start.elapsed()))
     }
 
     /// Answers one request through the method's own memory.
@@ -301,18 +292,17 @@ impl<M: Method> Backend for DecoderBackend<M> {
 
     fn generate_queue(&mut self, queue: &[Request], at_once: usize) -> Vec<Result<Response, BackendError>> {
         let own = &*self;
-        let made: Vec<OnceLock<_>> = queue.iter().map(|_| OnceLock::new()).collect();
-        // By whoever comes first, so that nobody waits for a thread that does not run.
-        let make = |i: usize| made[i].get_or_init(|| own.prepare(&queue[i]));
-        let prepare = |i: usize| if M::READS_TEXT_ONLY { make(i).clone() } else { own.prepare(&queue[i]) };
+        let drafts = Ahead::new(queue.len(), |i| own.draft(&queue[i]));
+        let prepare = |i: usize| {
+            let (draft, time) = drafts.take(i)?;
+            let start = Instant::now();
+            let Prepared { segments, usage, finish } = draft.finish()?;
+            Ok::<_, BackendError>((Ready { segments, usage, time: time + start.elapsed() }, finish))
+        };
         rayon::in_place_scope(|scope| {
-            if M::READS_TEXT_ONLY && queue.len() > 1 {
-                for i in 0..queue.len() {
-                    let make = &make;
-                    scope.spawn(move |_| {
-                        make(i);
-                    });
-                }
+            for i in (0..queue.len()).filter(|_| queue.len() > 1) {
+                let drafts = &drafts;
+                scope.spawn(move |_| drafts.make(i));
             }
             if own.method.remembers() {
                 let answer = |(i, request)| own.answer(request, prepare(i)?);

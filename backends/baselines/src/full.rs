@@ -4,7 +4,7 @@
 //! the window W is an error of kind `ContextTooLong`, never a shorter prompt.
 //! Cost: O(T^2) attention and O(T) memory for a context of T tokens.
 
-use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, LORA, Method, WINDOW};
 use crate::prompt::Whole;
 use e2llm_backend::{BackendError, BackendSpec, Prompt};
 
@@ -25,9 +25,7 @@ pub fn spec() -> BackendSpec {
 struct Full;
 
 impl Method for Full {
-    const READS_TEXT_ONLY: bool = true;
-
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
-        Whole::new(decoder, prompt)?.within_window(decoder, room)
+    fn draft(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Draft<'_>, BackendError> {
+        Whole::new(decoder, prompt)?.within_window(decoder, room).map(Draft::from)
     }
 }

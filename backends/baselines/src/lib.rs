@@ -5,6 +5,7 @@
 
 pub mod cepe;
 mod decoder;
+mod draft;
 pub mod echo;
 pub mod full;
 pub mod lloco;

@@ -11,7 +11,7 @@
 //! Ours: which positions a group has where T is no multiple of 4 (`e2llm-lm`'s `shifted`); no dropout in the adapters.
 //! What the model's folder says is never asked again: stretch, rank, targets.
 
-use crate::decoder::{Decoder, DecoderBackend, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, Method, WINDOW};
 use crate::prompt::Whole;
 use e2llm_backend::{BackendError, BackendSpec, BuildContext, ErrorKind, Prompt};
 use e2llm_lm::TunedDecoder;
@@ -54,9 +54,7 @@ fn check(context: &BuildContext) -> Result<(), BackendError> {
 struct LongLora;
 
 impl Method for LongLora {
-    const READS_TEXT_ONLY: bool = true;
-
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
-        Whole::new(decoder, prompt)?.within_window(decoder, room)
+    fn draft(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Draft<'_>, BackendError> {
+        Whole::new(decoder, prompt)?.within_window(decoder, room).map(Draft::from)
     }
 }

@@ -3,7 +3,7 @@
 //! Source: LongBench v2's `--no_context` and common practice. Prompt = chat(instruction). Cost: that of the
 //! instruction's tokens, whatever the context's length T.
 
-use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, LORA, Method, Prepared, WINDOW};
 use e2llm_backend::{BackendError, BackendSpec, ErrorKind, Prompt, Usage};
 use e2llm_lm::Segment;
 
@@ -24,9 +24,7 @@ pub fn spec() -> BackendSpec {
 struct NoContext;
 
 impl Method for NoContext {
-    const READS_TEXT_ONLY: bool = true;
-
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn draft(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Draft<'_>, BackendError> {
         if prompt.instruction.is_empty() {
             return Err(BackendError::new(ErrorKind::BadRequest, "the instruction is empty"));
         }
@@ -41,6 +39,6 @@ impl Method for NoContext {
             context_dropped: context_tokens,
             ..Usage::default()
         };
-        Ok(Prepared::new(vec![Segment::Ids(ids)], usage))
+        Ok(Prepared::new(vec![Segment::Ids(ids)], usage).into())
     }
 }

@@ -6,7 +6,7 @@
 //! after that; here a text that became longer by being tokenised anew, beyond the window W, is cut a little more (ours).
 //! Cost: O(T) for tokenising, then that of a prompt of at most W tokens: O(W^2) attention, O(W) memory.
 
-use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, LORA, Method, Prepared, WINDOW};
 use crate::prompt::{context_range, covering};
 use e2llm_backend::{
     BackendError, BackendSpec, BuildContext, ErrorKind, Kept, OptionSpec, Policy, Prompt, Usage,
@@ -133,9 +133,7 @@ fn usage(rendered: &Rendered, dropped: usize) -> Usage {
 }
 
 impl Method for Truncate {
-    const READS_TEXT_ONLY: bool = true;
-
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn draft(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Draft<'_>, BackendError> {
         let rendered = Rendered::new(decoder, prompt)?;
         let n = rendered.ids.len();
         if n == 0 {
@@ -160,7 +158,7 @@ impl Method for Truncate {
                 let truncation = (n > max).then(|| self.policy.name().to_owned());
                 let usage =
                     Usage { prompt_tokens: ids.len() as u64, truncation, ..usage(&rendered, dropped) };
-                return Ok(Prepared::new(vec![Segment::Ids(ids)], usage));
+                return Ok(Prepared::new(vec![Segment::Ids(ids)], usage).into());
             }
             if self.policy == Policy::ContextTail && dropped == rendered.context_ids.len() {
                 let what = "the prompt does not fit even without its context";

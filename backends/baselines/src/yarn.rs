@@ -16,7 +16,7 @@
 //! agree and neighbours in a batch change nothing. Another `max_new_tokens` is therefore another stretch. A decoder that
 //! was fine-tuned in a stretched window (`[model.rope]` of a training) brings its scaling along.
 
-use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, LORA, Method, WINDOW};
 use crate::options::{bad_option, positive};
 use crate::prompt::Whole;
 use e2llm_backend::{BackendError, BackendSpec, BuildContext, OptionSpec, Options, Prompt};
@@ -102,14 +102,12 @@ fn out_of_range(error: StretchError) -> BackendError {
 }
 
 impl Method for Stretched {
-    const READS_TEXT_ONLY: bool = true;
-
     fn configure(&mut self, config: &mut LlamaConfig) -> Result<Vec<String>, BackendError> {
         self.0.as_ref().map_or(Ok(Vec::new()), |stretch| stretch.apply(config).map_err(out_of_range))
     }
 
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
-        Whole::new(decoder, prompt)?.within_window(decoder, room)
+    fn draft(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Draft<'_>, BackendError> {
+        Whole::new(decoder, prompt)?.within_window(decoder, room).map(Draft::from)
     }
 }
 

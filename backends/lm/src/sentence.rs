@@ -192,8 +192,15 @@ impl SentenceEncoder {
         Ok(self.embed(&[ids])?.remove(0))
     }
 
-    /// Embeddings of passages, of length 1, `wave` of like length at once. `cancelled` is asked before
-    /// every wave.
+    /// The ids of a passage with its prompt, cut to the window.
+    ///
+    /// # Errors
+    /// Text that cannot be tokenised.
+    pub fn passage_ids(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(&self.settings.passage_prompt, text)
+    }
+
+    /// Embeddings of passages, see [`SentenceEncoder::embeddings`].
     ///
     /// # Errors
     /// As [`SentenceEncoder::query`]; [`LmError::Cancelled`].
@@ -203,8 +210,21 @@ impl SentenceEncoder {
         wave: usize,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<f32>>> {
-        let ids = texts.iter().map(|text| self.ids(&self.settings.passage_prompt, text));
-        let ids = ids.collect::<Result<Vec<_>>>()?;
+        let ids = texts.iter().map(|text| self.passage_ids(text)).collect::<Result<Vec<_>>>()?;
+        self.embeddings(&ids, wave, cancelled)
+    }
+
+    /// Embeddings of passages given by their ids, of length 1, `wave` of like length at once. `cancelled` is asked before
+    /// every wave.
+    ///
+    /// # Errors
+    /// Failing tensor operations; [`LmError::Cancelled`].
+    pub fn embeddings(
+        &self,
+        ids: &[Vec<u32>],
+        wave: usize,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<Vec<f32>>> {
         let mut order: Vec<usize> = (0..ids.len()).collect();
         order.sort_by_key(|&i| ids[i].len());
         let mut all = vec![Vec::new(); ids.len()];

@@ -24,7 +24,7 @@ mod tests;
 
 pub use model::{CepeConfig, CepeModel, METHOD};
 
-use crate::decoder::{Decoder, DecoderBackend, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, Method, Prepared, WINDOW};
 use crate::options::at_least;
 use crate::trained;
 use candle_core::Tensor;
@@ -132,14 +132,31 @@ impl Cepe {
         })
     }
 
-    /// Makes keys and values of a text's states, or takes those of the last time.
-    fn read(&self, latest: &mut Latest, decoder: &Decoder, text: &str) -> Result<usize, BackendError> {
+    /// A text's chunks in the encoder's ids.
+    fn chunks(&self, text: &str) -> Result<Vec<Vec<u32>>, BackendError> {
+        let window = self.encoder.config().window();
+        Ok(e2llm::encoder_chunks(text, &self.chunker, &self.tokenizer, window)?)
+    }
+
+    /// Whether a text is the one that was read last, as far as that can be known without waiting.
+    fn was_read(&self, text: &str) -> bool {
+        let is_last = |latest: &Latest| latest.read.as_ref().is_some_and(|read| read.text == text);
+        self.latest.try_lock().is_ok_and(|latest| is_last(&latest))
+    }
+
+    /// Makes keys and values of a text's states, of its chunks where they are known, or takes those of the last time.
+    fn read(
+        &self,
+        latest: &mut Latest,
+        decoder: &Decoder,
+        text: &str,
+        chunks: Option<Vec<Vec<u32>>>,
+    ) -> Result<usize, BackendError> {
         if let Some(read) = latest.read.as_ref().filter(|r| r.text == text) {
             return Ok(read.states);
         }
         latest.read = None;
-        let window = self.encoder.config().window();
-        let chunks = e2llm::encoder_chunks(text, &self.chunker, &self.tokenizer, window)?;
+        let chunks = chunks.map_or_else(|| self.chunks(text), Ok)?;
         let states = self.states(&chunks, decoder)?;
         let keys = Arc::new(decoder.model.llama.cross_keys(&states)?);
         let states = states.dim(1).map_err(LmError::from)?;
@@ -225,7 +242,12 @@ impl Method for Cepe {
         if self.trained { self.parameters } else { 0 }
     }
 
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn draft<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+        prompt: &'a Prompt,
+        room: usize,
+    ) -> Result<Draft<'a>, BackendError> {
         let context = prompt.context.as_str();
         let chunks = self.chunker.chunks(context);
         let shown = prompt.template.contains("{context}");
@@ -247,20 +269,23 @@ impl Method for Cepe {
             budget = seen.saturating_sub(excess);
         };
         let earlier = &context[..start];
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        latest.reads = !earlier.trim().is_empty();
-        let states = if latest.reads { self.read(&mut latest, decoder, earlier)? } else { 0 };
-        drop(latest);
+        let reads = !earlier.trim().is_empty();
+        let parts = if reads && !self.was_read(earlier) { Some(self.chunks(earlier)?) } else { None };
         let context_tokens = decoder.tokenizer.encode(context, false)?.len();
-        let usage = Usage {
-            prompt_tokens: ids.len() as u64,
-            context_tokens: context_tokens as u64,
-            context_seen: seen.min(context_tokens) as u64,
-            context_compressed: context_tokens.saturating_sub(seen) as u64,
-            soft_tokens: states as u64,
-            ..Usage::default()
-        };
-        Ok(Prepared::new(vec![Segment::Ids(ids)], usage))
+        Ok(Draft::rest(move || {
+            let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+            latest.reads = reads;
+            let states = if reads { self.read(&mut latest, decoder, earlier, parts)? } else { 0 };
+            let usage = Usage {
+                prompt_tokens: ids.len() as u64,
+                context_tokens: context_tokens as u64,
+                context_seen: seen.min(context_tokens) as u64,
+                context_compressed: context_tokens.saturating_sub(seen) as u64,
+                soft_tokens: states as u64,
+                ..Usage::default()
+            };
+            Ok(Prepared::new(vec![Segment::Ids(ids)], usage))
+        }))
     }
 
     fn remembers(&self) -> bool {

@@ -1,5 +1,7 @@
 use super::{CepeConfig, CepeModel, METHOD, spec};
-use crate::tests::{answer, assert_same, difference, noise, prompt, request, scores, tiny};
+use crate::tests::{
+    answer, assert_queue_is_each_alone, assert_same, difference, noise, prompt, request, scores, tiny,
+};
 use crate::{no_context, truncate};
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm::checkpoint::{BaseModels, save_named};
@@ -221,4 +223,11 @@ fn parameters_are_the_papers_at_its_shapes() {
     // Their encoder has Llama's blocks, read both ways, and shares its embeddings with its output.
     let encoder = shape(24, 1024, 16, 4096, true).parameters();
     assert_eq!((encoder, encoder / 1_000_000), (435_471_360, 435));
+}
+
+#[test]
+fn a_queue_is_each_of_its_questions_alone() {
+    let root = models();
+    write(root.path(), &values(&specs(root.path())));
+    assert_queue_is_each_alone(|| build(spec(), root.path(), &[]).unwrap(), &noise(300));
 }

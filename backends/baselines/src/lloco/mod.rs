@@ -26,7 +26,7 @@ mod tests;
 
 pub use model::{Compressor, LlocoConfig, LlocoModel, METHOD};
 
-use crate::decoder::{Decoder, DecoderBackend, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, Method, Prepared, WINDOW};
 use crate::trained;
 use candle_core::Tensor;
 use e2llm::checkpoint::weights_hash;
@@ -108,7 +108,7 @@ impl Lloco {
     }
 
     /// A context's summary vectors `[n, D]`, from the store or by compressing it.
-    fn summaries(&self, decoder: &Decoder, text: &str, ids: &[u32]) -> Result<Tensor, BackendError> {
+    fn summaries(&self, decoder: &Decoder, text: &str, ids: Vec<u32>) -> Result<Tensor, BackendError> {
         let Some((compressor, store)) = &self.compressor else {
             return Err(BackendError::failed(&LmError::Input("the decoder is not loaded".into())));
         };
@@ -121,7 +121,7 @@ impl Lloco {
             let stopped = decoder.cancel.is_cancelled();
             if stopped { Err(candle_core::Error::Msg("cancelled".into())) } else { Ok(()) }
         };
-        let made = compressor.summaries(&[ids.to_vec()], cancelled);
+        let made = compressor.summaries(&[ids], cancelled);
         decoder.cancel.check()?;
         let made = made.map_err(LmError::from)?.remove(0);
         store.put(key, &made)?;
@@ -164,7 +164,12 @@ impl Method for Lloco {
         if self.trained { self.parameters() } else { 0 }
     }
 
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn draft<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+        prompt: &'a Prompt,
+        room: usize,
+    ) -> Result<Draft<'a>, BackendError> {
         if prompt.instruction.is_empty() && prompt.context.is_empty() {
             return Err(BackendError::new(ErrorKind::BadRequest, "the prompt is empty"));
         }
@@ -193,12 +198,14 @@ impl Method for Lloco {
             soft_tokens: soft as u64,
             ..Usage::default()
         };
-        let mut segments = vec![Segment::Ids(around.prefix)];
-        if n > 0 {
-            segments.push(Segment::Embeds(self.summaries(decoder, &prompt.context, &context)?));
-        }
-        segments.push(Segment::Ids(around.suffix));
-        segments.retain(|s| !s.is_empty());
-        Ok(Prepared::new(segments, usage))
+        Ok(Draft::rest(move || {
+            let mut segments = vec![Segment::Ids(around.prefix)];
+            if n > 0 {
+                segments.push(Segment::Embeds(self.summaries(decoder, &prompt.context, context)?));
+            }
+            segments.push(Segment::Ids(around.suffix));
+            segments.retain(|s| !s.is_empty());
+            Ok(Prepared::new(segments, usage))
+        }))
     }
 }

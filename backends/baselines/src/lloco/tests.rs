@@ -1,5 +1,5 @@
 use super::{LlocoConfig, LlocoModel, METHOD, spec};
-use crate::tests::{answer, difference, noise, prompt, request, scores, tiny};
+use crate::tests::{answer, assert_queue_is_each_alone, difference, noise, prompt, request, scores, tiny};
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm::checkpoint::{BaseModels, save_named};
 use e2llm_backend::{Backend, BuildContext, ErrorKind, ModelFiles, Options, Prompt};
@@ -234,4 +234,11 @@ fn parameters_are_the_papers_at_its_shapes() {
     assert_eq!(count(config.tensors(&llama)), compressor + 8_388_608);
     // 128k tokens, as the paper reads them.
     assert_eq!(config.summaries(131_072), 4300);
+}
+
+#[test]
+fn a_queue_is_each_of_its_questions_alone() {
+    let root = models();
+    write(root.path());
+    assert_queue_is_each_alone(|| build(root.path(), &[]), &noise(100));
 }

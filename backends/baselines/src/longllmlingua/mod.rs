@@ -26,7 +26,7 @@ mod score;
 #[cfg(test)]
 mod tests;
 
-use crate::decoder::{Decoder, DecoderBackend, Finishing, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, Finishing, LORA, Method, Prepared, WINDOW};
 use crate::options::{at_least, bad_option, positive};
 use crate::prompt::Whole;
 use e2llm_backend::{BackendError, BackendSpec, BuildContext, Chunker, ErrorKind, OptionSpec, Prompt, Usage};
@@ -102,6 +102,15 @@ struct LongLlmLingua {
     segment: usize,
     by_relevance: bool,
     recover: bool,
+}
+
+/// Tokens of a context, those that are to stay of it, those that the prompt has at most, and the room for the answer.
+#[derive(Clone, Copy)]
+struct Sizes {
+    n: usize,
+    target: usize,
+    most: usize,
+    room: usize,
 }
 
 /// A chunk of the context in the decoder's tokens.
@@ -254,16 +263,12 @@ impl LongLlmLingua {
         &self,
         decoder: &Decoder,
         prompt: &Prompt,
-        target: usize,
-        most: usize,
-        room: usize,
+        chunks: &[Chunk],
+        Sizes { n, target, most, room }: Sizes,
     ) -> Result<Prepared, BackendError> {
         let context = prompt.context.as_str();
-        let chunks = self.chunker.chunks(context);
-        let chunks = chunks.into_iter().map(|c| Chunk::new(decoder, context, c.bytes));
-        let chunks = chunks.collect::<Result<Vec<_>, _>>()?;
         let tokens: Vec<usize> = chunks.iter().map(|c| c.ids.len()).collect();
-        let ranking = self.ranked(decoder, &chunks, &prompt.instruction)?;
+        let ranking = self.ranked(decoder, chunks, &prompt.instruction)?;
         let best = budget::coarse(&ranking, &tokens, (target as f64 * self.coarse).ceil() as usize);
         let sizes: Vec<usize> = best.iter().map(|&i| tokens[i]).collect();
         let kept = budget::kept(&sizes, target, self.dynamic);
@@ -279,7 +284,7 @@ impl LongLlmLingua {
             let seen = thinned.iter().flat_map(|t| &t.keep).filter(|keep| **keep).count();
             if ids.len() <= most {
                 // Chunks can have a token more together than the whole, which other methods count.
-                let all = decoder.tokenizer.encode(context, false)?.len().max(seen);
+                let all = n.max(seen);
                 let usage = Usage {
                     prompt_tokens: ids.len() as u64,
                     context_tokens: all as u64,
@@ -290,7 +295,7 @@ impl LongLlmLingua {
                     truncation: Some(NAME.to_owned()),
                     ..Usage::default()
                 };
-                let finish = self.recover.then(|| finishing(decoder, context, &chunks, &thinned));
+                let finish = self.recover.then(|| finishing(decoder, context, chunks, &thinned));
                 return Ok(Prepared { segments: vec![Segment::Ids(ids)], usage, finish });
             }
             // The text's own tokens can be more than those it was put together from.
@@ -368,18 +373,28 @@ fn finishing(decoder: &Decoder, context: &str, chunks: &[Chunk], thinned: &[Thin
 }
 
 impl Method for LongLlmLingua {
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn draft<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+        prompt: &'a Prompt,
+        room: usize,
+    ) -> Result<Draft<'a>, BackendError> {
         let whole = Whole::new(decoder, prompt)?;
         let n = decoder.tokenizer.encode(&prompt.context, false)?.len();
         let most = decoder.window.saturating_sub(room);
         let target = self.target(n);
         if target >= n && whole.ids.len() <= most || whole.context.is_empty() {
-            return whole.within_window(decoder, room);
+            return whole.within_window(decoder, room).map(Draft::from);
         }
         let rest = decoder.wrap(&prompt.render_with(""), prompt)?.len();
         if rest >= most {
             return Err(decoder.too_long("the prompt does not fit even without its context", rest, room));
         }
-        self.compressed(decoder, prompt, target.min(most - rest), most, room)
+        let context = prompt.context.as_str();
+        let chunks = self.chunker.chunks(context);
+        let chunks = chunks.into_iter().map(|c| Chunk::new(decoder, context, c.bytes));
+        let chunks = chunks.collect::<Result<Vec<_>, _>>()?;
+        let sizes = Sizes { n, target: target.min(most - rest), most, room };
+        Ok(Draft::rest(move || self.compressed(decoder, prompt, &chunks, sizes)))
     }
 }

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::full;
-use crate::tests::{answer, assert_same, build, decoder, folder, noise, prompt, request};
+use crate::tests::{
+    answer, assert_queue_is_each_alone, assert_same, build, decoder, folder, noise, prompt, request,
+};
 use e2llm_backend::Options;
 use e2llm_lm::token_log_probs;
 
@@ -180,4 +182,11 @@ fn bad_options_are_refused() {
         let error = build(spec(), folder.path(), &[(option, value)]).err().unwrap();
         assert!(error.message.contains(option) && error.message.contains(value), "{error}");
     }
+}
+
+#[test]
+fn a_queue_is_each_of_its_questions_alone() {
+    let folder = folder(400);
+    let options = [("ratio", "0.5"), ("chunk_chars", "60")];
+    assert_queue_is_each_alone(|| build(spec(), folder.path(), &options).unwrap(), &noise(240));
 }

@@ -13,23 +13,24 @@
 //! being read in part. A context that fits is read whole, as `full` does.
 
 mod bm25;
+mod index;
 mod rank;
 #[cfg(test)]
 mod tests;
 
-use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, LORA, Method, Prepared, WINDOW};
 use crate::options::{at_least, bad_option, positive};
 use crate::prompt::Whole;
-use bm25::Bm25;
 use e2llm_backend::{
     BackendError, BackendSpec, BuildContext, Chunker, ErrorKind, Fingerprint, OptionSpec, Prompt, Usage,
 };
 use e2llm_lm::{EncoderFiles, Precision, Segment, SentenceEncoder, SentenceSettings, open_device};
+use index::{Cut, Latest};
 use rank::{by_score, cosine, fused};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 const NAME: &str = "rag";
 /// Between chunks that do not touch.
@@ -135,23 +136,21 @@ struct Rag {
     k1: f64,
     b: f64,
     encoder: Option<Encoder>,
-    /// The last context: questions about one document come one after another.
-    indexed: Mutex<Option<Index>>,
+    latest: Latest,
+}
+
+/// Tokens that the prompt has at most, the room for the answer, and tokens that are free for chunks.
+#[derive(Clone, Copy)]
+struct Sizes {
+    most: usize,
+    room: usize,
+    free: usize,
 }
 
 struct Encoder {
     model: SentenceEncoder,
     parameters: u64,
     files: Vec<PathBuf>,
-}
-
-/// A context's chunks in a form that can be ranked.
-struct Index {
-    context: String,
-    /// Bytes of each chunk.
-    chunks: Vec<Range<usize>>,
-    embeddings: Vec<Vec<f32>>,
-    words: Option<Bm25>,
 }
 
 impl Rag {
@@ -180,7 +179,7 @@ impl Rag {
             k1: positive(options, "k1")?,
             b,
             encoder,
-            indexed: Mutex::new(None),
+            latest: Latest::default(),
         })
     }
 
@@ -188,52 +187,16 @@ impl Rag {
         format!("retrieval-{}", self.retriever.name())
     }
 
-    /// The chunks of a context, none beyond the encoder's window.
-    fn chunks(&self, context: &str) -> Result<Vec<Range<usize>>, BackendError> {
-        let mut chunks = Vec::new();
-        for chunk in self.chunker.chunks(context) {
-            match &self.encoder {
-                Some(encoder) => fit(context, chunk.bytes, encoder.model.window(), &mut chunks, &|text| {
-                    Ok(encoder.model.passage_len(text)?)
-                })?,
-                None => chunks.push(chunk.bytes),
-            }
-        }
-        Ok(chunks)
-    }
-
-    /// Puts the index of a context in the place of that of another one.
-    fn index(
-        &self,
-        indexed: &mut Option<Index>,
-        context: &str,
-        decoder: &Decoder,
-    ) -> Result<(), BackendError> {
-        if indexed.as_ref().is_some_and(|index| index.context == context) {
-            return Ok(());
-        }
-        let chunks = self.chunks(context)?;
-        let texts: Vec<&str> = chunks.iter().map(|bytes| &context[bytes.clone()]).collect();
-        let cancelled = || decoder.cancel.is_cancelled();
-        let embeddings = match &self.encoder {
-            Some(encoder) => encoder.model.passages(&texts, self.wave, &cancelled)?,
-            None => Vec::new(),
-        };
-        let needs_words = self.retriever != Retriever::Dense;
-        let words = needs_words.then(|| Bm25::new(texts.iter().copied(), self.k1, self.b));
-        *indexed = Some(Index { context: context.to_owned(), chunks, embeddings, words });
-        Ok(())
-    }
-
-    /// Chunks of the index from the nearest to the farthest.
-    fn ranked(&self, index: &Index, query: &str) -> Result<Vec<usize>, BackendError> {
+    /// Chunks from the nearest to the farthest.
+    fn ranked(&self, cut: &Arc<Cut>, decoder: &Decoder, query: &str) -> Result<Vec<usize>, BackendError> {
         let mut rankings = Vec::new();
         if let Some(encoder) = &self.encoder {
+            let embeddings = self.embeddings(cut, decoder)?;
             let query = encoder.model.query(query)?;
-            let scores: Vec<f64> = index.embeddings.iter().map(|e| cosine(e, &query)).collect();
+            let scores: Vec<f64> = embeddings.iter().map(|e| cosine(e, &query)).collect();
             rankings.push(by_score(&scores));
         }
-        if let Some(words) = &index.words {
+        if let Some(words) = &cut.words {
             rankings.push(by_score(&words.scores(query)));
         }
         Ok(fused(&rankings))
@@ -287,25 +250,6 @@ impl Encoder {
     }
 }
 
-/// Adds a chunk, in as many parts as the window needs.
-fn fit(
-    context: &str,
-    bytes: Range<usize>,
-    window: usize,
-    out: &mut Vec<Range<usize>>,
-    tokens: &impl Fn(&str) -> Result<usize, BackendError>,
-) -> Result<(), BackendError> {
-    let text = &context[bytes.clone()];
-    let half = text.chars().count().div_ceil(2);
-    let halves = Chunker::new(half.max(1), 0.0).map(|c| c.chunks(text)).unwrap_or_default();
-    if tokens(text)? <= window || halves.len() < 2 {
-        out.push(bytes);
-        return Ok(());
-    }
-    let shift = |r: Range<usize>| bytes.start + r.start..bytes.start + r.end;
-    halves.into_iter().try_for_each(|half| fit(context, shift(half.bytes), window, out, tokens))
-}
-
 /// What the chunks cover, in the order of the document: chunks that touch or overlap are one.
 fn covered(chunks: &[Range<usize>], chosen: &[usize]) -> Vec<Range<usize>> {
     let mut sorted: Vec<_> = chosen.iter().map(|&i| chunks[i].clone()).collect();
@@ -337,41 +281,62 @@ impl Method for Rag {
         self.encoder.as_ref().map_or(0, |e| e.parameters)
     }
 
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn draft<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+        prompt: &'a Prompt,
+        room: usize,
+    ) -> Result<Draft<'a>, BackendError> {
         let context = prompt.context.as_str();
-        let mut indexed = self.indexed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.index(&mut indexed, context, decoder)?;
-        let Some(index) = &*indexed else {
-            return Whole::new(decoder, prompt)?.within_window(decoder, room);
-        };
-        let n = index.chunks.len();
+        let cut = self.cut(context)?;
+        let n = cut.chunks.len();
         let whole = Whole::new(decoder, prompt)?;
         let most = decoder.window.saturating_sub(room);
         let within = |limit: Option<usize>, n: usize| limit.is_none_or(|limit| n <= limit);
-        let tokens = decoder.tokenizer.encode_with_offsets(context)?;
+        let tokens: Vec<_> =
+            decoder.tokenizer.encode_with_offsets(context)?.into_iter().map(|(_, bytes)| bytes).collect();
         if whole.ids.len() <= most && within(self.top_k, n) && within(self.budget, tokens.len()) {
             let usage = Usage { chunks: n as u64, chunks_retrieved: n as u64, ..whole.usage() };
-            return Ok(Prepared::new(vec![Segment::Ids(whole.ids)], usage));
+            return Ok(Prepared::new(vec![Segment::Ids(whole.ids)], usage).into());
         }
-        let rest = decoder.wrap(&prompt.render_with(""), prompt)?.len();
-        let mut free = most.saturating_sub(rest).min(self.budget.unwrap_or(usize::MAX));
+        let free = most.saturating_sub(decoder.wrap(&prompt.render_with(""), prompt)?.len());
+        let sizes = Sizes { most, room, free: free.min(self.budget.unwrap_or(usize::MAX)) };
+        if self.encoder.is_none() {
+            return self.retrieved(decoder, prompt, &cut, &tokens, sizes).map(Draft::from);
+        }
+        Ok(Draft::rest(move || self.retrieved(decoder, prompt, &cut, &tokens, sizes)))
+    }
+}
+
+impl Rag {
+    /// The prompt with the chunks nearest to its instruction; `tokens` are the bytes of each token of the context.
+    fn retrieved(
+        &self,
+        decoder: &Decoder,
+        prompt: &Prompt,
+        cut: &Arc<Cut>,
+        tokens: &[Range<usize>],
+        Sizes { most, room, mut free }: Sizes,
+    ) -> Result<Prepared, BackendError> {
+        let context = prompt.context.as_str();
+        let n = cut.chunks.len();
         let mut chosen = Vec::new();
-        for i in self.ranked(index, &prompt.instruction)? {
+        for i in self.ranked(cut, decoder, &prompt.instruction)? {
             if chosen.len() == self.top_k.unwrap_or(n) {
                 break;
             }
-            let cost = decoder.tokenizer.encode(&context[index.chunks[i].clone()], false)?.len();
+            let cost = decoder.tokenizer.encode(&context[cut.chunks[i].clone()], false)?.len();
             if cost <= free {
                 free -= cost;
                 chosen.push(i);
             }
         }
         loop {
-            let ranges = covered(&index.chunks, &chosen);
+            let ranges = covered(&cut.chunks, &chosen);
             let ids = decoder.wrap(&prompt.render_with(&joined(context, &ranges)), prompt)?;
             if ids.len() <= most {
                 let is_seen = |t: &Range<usize>| ranges.iter().any(|r| t.start < r.end && t.end > r.start);
-                let seen = tokens.iter().filter(|(_, bytes)| is_seen(bytes)).count();
+                let seen = tokens.iter().filter(|bytes| is_seen(bytes)).count();
                 let usage = Usage {
                     prompt_tokens: ids.len() as u64,
                     context_tokens: tokens.len() as u64,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::full;
-use crate::tests::{answer, assert_same, build, decoder, prompt, request, tiny};
+use crate::tests::{answer, assert_queue_is_each_alone, assert_same, build, decoder, prompt, request, tiny};
 use e2llm_backend::{ModelFiles, Options};
 use e2llm_lm::BertConfig;
 use tempfile::TempDir;
@@ -14,18 +14,6 @@ fn chunks_that_touch_become_one() {
     assert_eq!(covered(&chunks, &[3, 1, 0, 2]), [0..10, 12..14]);
     assert_eq!(joined("abcdefghijklmn", &[0..2, 5..6]), "ab\n\nf");
     assert_eq!(joined("ab", &[]), "");
-}
-
-#[test]
-fn a_chunk_beyond_the_window_is_halved_and_nothing_is_lost() {
-    let text = "abcdefghij. klmnopqrs";
-    let mut out = Vec::new();
-    fit(text, 2..text.len(), 6, &mut out, &|t| Ok(t.len())).unwrap();
-    assert!(out.iter().all(|r| r.len() <= 6) && out[0].start == 2 && out[out.len() - 1].end == text.len());
-    assert!(out.windows(2).all(|w| w[0].end == w[1].start), "{out:?}");
-    let mut one = Vec::new();
-    fit("日", 0..3, 1, &mut one, &|t| Ok(t.len())).unwrap();
-    assert!(one.len() == 1 && one[0] == (0..3), "a single character stays: {one:?}");
 }
 
 /// A model of both parts in `folder/encoder` and `folder/decoder`.
@@ -145,14 +133,23 @@ fn an_encoder_is_needed_where_embeddings_are() {
 fn a_document_is_encoded_once() {
     let (_folder, files) = model(160);
     let decoder = decoder(files.decoder.as_ref().unwrap(), 160);
-    let mut rag = Rag::new(&context(&files, &[("chunk_chars", "31")])).unwrap();
+    let rag = Rag::new(&context(&files, &[("chunk_chars", "31")])).unwrap();
     let first = prompt(&sentences(), true);
-    rag.prepare(&decoder, &first, 8).unwrap();
-    let index = rag.indexed.get_mut().unwrap().as_mut().unwrap();
-    index.chunks.truncate(3);
-    index.embeddings.truncate(3);
-    let usage = rag.prepare(&decoder, &first, 8).unwrap().usage;
-    assert_eq!(usage.chunks, 3, "the index was made anew");
+    let embeddings = |prompt: &Prompt| {
+        assert_eq!(rag.prepare(&decoder, prompt, 8).unwrap().usage.chunks, 12);
+        rag.embeddings(&rag.cut(&prompt.context).unwrap(), &decoder).unwrap()
+    };
+    let made = embeddings(&first);
+    assert!(made.len() == 12 && Arc::ptr_eq(&made, &embeddings(&first)), "the index was made anew");
     let other = prompt(&sentences().replace('o', "u"), true);
-    assert_eq!(rag.prepare(&decoder, &other, 8).unwrap().usage.chunks, 12);
+    assert!(!Arc::ptr_eq(&made, &embeddings(&other)));
+}
+
+#[test]
+fn a_queue_is_each_of_its_questions_alone() {
+    let (_folder, files) = model(160);
+    for retriever in ["dense", "bm25", "hybrid"] {
+        let options = [("retriever", retriever), ("chunk_chars", "31")];
+        assert_queue_is_each_alone(|| (spec().build)(&context(&files, &options)).unwrap(), &sentences());
+    }
 }

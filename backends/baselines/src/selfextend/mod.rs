@@ -10,7 +10,7 @@
 
 mod cache;
 
-use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, LORA, Method, WINDOW};
 use crate::options::{at_least, bad_option};
 use crate::prompt::Whole;
 use cache::SelfExtendCache;
@@ -53,8 +53,6 @@ impl SelfExtend {
 }
 
 impl Method for SelfExtend {
-    const READS_TEXT_ONLY: bool = true;
-
     fn configure(&mut self, config: &mut LlamaConfig) -> Result<Vec<String>, BackendError> {
         let (window, near) = (config.max_position_embeddings, self.neighbours);
         if near >= window {
@@ -65,8 +63,8 @@ impl Method for SelfExtend {
         Ok(Vec::new())
     }
 
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
-        Whole::new(decoder, prompt)?.within_window(decoder, room)
+    fn draft(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Draft<'_>, BackendError> {
+        Whole::new(decoder, prompt)?.within_window(decoder, room).map(Draft::from)
     }
 
     fn remembers(&self) -> bool {

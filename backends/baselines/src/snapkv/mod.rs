@@ -16,7 +16,7 @@ mod select;
 #[cfg(test)]
 mod tests;
 
-use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, LORA, Method, WINDOW};
 use crate::options::{at_least, bad_option};
 use crate::prompt::Whole;
 use cache::{Keeping, SnapKvCache};
@@ -69,9 +69,7 @@ impl SnapKv {
 }
 
 impl Method for SnapKv {
-    const READS_TEXT_ONLY: bool = true;
-
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Prepared, BackendError> {
+    fn draft(&self, decoder: &Decoder, prompt: &Prompt, room: usize) -> Result<Draft<'_>, BackendError> {
         let whole = Whole::new(decoder, prompt)?;
         let gone = whole.ids.len().saturating_sub(self.0.budget);
         // Heads keep different positions: the context's share of what they drop is not known, only its size. What
@@ -80,7 +78,7 @@ impl Method for SnapKv {
         let mut prepared = whole.within_window(decoder, room)?;
         let truncation = (gone > 0).then(|| NAME.to_owned());
         prepared.usage = Usage { context_evicted: evicted, truncation, ..prepared.usage };
-        Ok(prepared)
+        Ok(prepared.into())
     }
 
     fn remembers(&self) -> bool {

@@ -13,7 +13,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::decoder::{Decoder, DecoderBackend, LORA, Method, Prepared, WINDOW};
+use crate::decoder::{Decoder, DecoderBackend, Draft, LORA, Method, Prepared, WINDOW};
 use crate::options::bad_option;
 use crate::prompt::Whole;
 use e2llm_backend::{BackendError, BackendSpec, OptionSpec, Prompt};
@@ -64,15 +64,13 @@ fn shared(a: &Range<usize>, b: &Range<usize>) -> usize {
 }
 
 impl Method for Streaming {
-    const READS_TEXT_ONLY: bool = true;
-
-    fn prepare(&self, decoder: &Decoder, prompt: &Prompt, _room: usize) -> Result<Prepared, BackendError> {
+    fn draft(&self, decoder: &Decoder, prompt: &Prompt, _room: usize) -> Result<Draft<'_>, BackendError> {
         let whole = Whole::new(decoder, prompt)?;
         let mut usage = whole.usage();
         let gone = evicted(whole.ids.len(), self.sinks, decoder.window);
         usage.context_evicted = shared(&gone, &whole.context) as u64;
         usage.truncation = (!gone.is_empty()).then(|| CUT.to_owned());
-        Ok(Prepared::new(vec![Segment::Ids(whole.ids)], usage))
+        Ok(Prepared::new(vec![Segment::Ids(whole.ids)], usage).into())
     }
 
     fn remembers(&self) -> bool {

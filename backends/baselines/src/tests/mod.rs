@@ -12,7 +12,7 @@ use crate::decoder::Decoder;
 use crate::register;
 use e2llm_backend::{
     Backend, BackendError, BackendSpec, BuildContext, CancelFlag, Choice, Generation, ModelFiles, Options,
-    Prompt, Registry, Request, Response,
+    Prompt, Registry, Request, Response, Usage,
 };
 use e2llm_lm::{DecoderModel, LlamaConfig, Precision};
 use std::collections::BTreeMap;
@@ -75,6 +75,35 @@ pub(crate) fn request(prompt: Prompt) -> Request {
 /// The backend's answer to one request.
 pub(crate) fn answer(backend: &mut dyn Backend, request: &Request) -> Result<Response, BackendError> {
     backend.generate(std::slice::from_ref(request)).remove(0)
+}
+
+/// Fails unless a queue, whose texts are read ahead on other threads, is answered as each of its requests is alone: questions about two
+/// documents in turns, one about none, and one that does not fit.
+#[track_caller]
+pub(crate) fn assert_queue_is_each_alone(make: impl Fn() -> Box<dyn Backend>, context: &str) {
+    let other = context.replace('e', "o");
+    let about = |context: &str, instruction: String| request(Prompt { instruction, ..prompt(context, true) });
+    let queue: Vec<Request> = (0..9)
+        .map(|i| match i {
+            3 => about("", "Why?".into()),
+            5 => about(context, noise(2000)),
+            _ if i % 3 == 1 => about(&other, format!("What {i}?")),
+            _ => about(context, format!("What {i}?")),
+        })
+        .collect();
+    let told = |answer: Result<Response, BackendError>| match answer {
+        Ok(Response { text, finish, usage }) => {
+            let usage = Usage { time_to_first_token: 0.0, decode_time: 0.0, peak_memory: None, ..usage };
+            Ok(format!("{text} {finish:?} {usage:?}"))
+        }
+        Err(error) => Err(error.kind),
+    };
+    let together: Vec<_> = make().generate_queue(&queue, 1).into_iter().map(told).collect();
+    let mut alone = make();
+    for (i, (request, told_together)) in queue.iter().zip(together).enumerate() {
+        assert_eq!(told_together, told(answer(&mut *alone, request)), "request {i}");
+        assert_eq!(told_together.is_err(), i == 5, "request {i}");
+    }
 }
 
 /// How likely the backend finds a few answers, some of several tokens.
