@@ -18,6 +18,8 @@ pub struct KvCache {
     layers: Vec<Option<(Tensor, Tensor)>>,
     len: usize,
     expected: usize,
+    /// Positions that decide the angles, where it is not those expected.
+    angles: Option<usize>,
 }
 
 impl KvCache {
@@ -27,13 +29,19 @@ impl KvCache {
     /// length that angles are computed for: give that of the prompt and its answer, or the angles change while the
     /// answer is written and keys read early no longer fit those read late.
     pub fn new(expected: usize) -> Self {
-        Self { layers: Vec::new(), len: 0, expected }
+        Self { expected, ..Self::default() }
+    }
+
+    /// The same memory, whose angles are those of a sequence of `positions` however long it becomes.
+    #[must_use]
+    pub fn with_angles_of(self, positions: usize) -> Self {
+        Self { angles: Some(positions), ..self }
     }
 
     /// An empty memory in given keys and values of each layer, `[B, Hkv, room, d]`, which are written in place while
     /// their room lasts.
     pub(crate) fn over(layers: Vec<(Tensor, Tensor)>, expected: usize) -> Self {
-        Self { layers: layers.into_iter().map(Some).collect(), len: 0, expected }
+        Self { layers: layers.into_iter().map(Some).collect(), expected, ..Self::default() }
     }
 
     /// Positions read so far; the next one's index.
@@ -41,9 +49,9 @@ impl KvCache {
         self.len
     }
 
-    /// Positions the sequence is expected to have.
+    /// Positions that decide the angles: those that the sequence is expected to have, unless others were given.
     pub fn expected(&self) -> usize {
-        self.expected
+        self.angles.unwrap_or(self.expected)
     }
 
     /// Forgets all positions from `len` on; what was there is overwritten by the next ones.
@@ -126,6 +134,30 @@ impl KvCache {
         Ok(Some((keys.narrow(2, 0, self.len)?, values.narrow(2, 0, self.len)?)))
     }
 
+    /// Puts other keys `[B, Hkv, len, d]` in the place of a layer's, of all positions read so far.
+    ///
+    /// # Errors
+    /// A layer that has read nothing; keys of another shape.
+    pub fn replace_keys(&mut self, layer: usize, k: &Tensor) -> Result<()> {
+        let Some(Some((keys, _))) = self.layers.get(layer) else { bail!("layer {layer} has read nothing") };
+        if k.dim(2)? != self.len {
+            bail!("keys {:?} for {} positions", k.shape(), self.len);
+        }
+        keys.slice_set(&k.contiguous()?, 2, 0)
+    }
+
+    /// A memory with tensors of its own.
+    ///
+    /// # Errors
+    /// Failing tensor operations.
+    pub fn copied(&self) -> Result<Self> {
+        let copy = |slot: &Option<(Tensor, Tensor)>| -> Result<_> {
+            // Not `copy`, which would copy all layers where they are one tensor.
+            slot.as_ref().map(|(k, v)| Ok((k.force_contiguous()?, v.force_contiguous()?))).transpose()
+        };
+        Ok(Self { layers: self.layers.iter().map(copy).collect::<Result<_>>()?, ..self.clone() })
+    }
+
     /// Puts the keys and values `[B, Hkv, len, d]` of `len` positions in the place of all that was read.
     pub fn replace(&mut self, layers: Vec<(Tensor, Tensor)>, len: usize) {
         self.layers = layers.into_iter().map(Some).collect();
@@ -139,7 +171,7 @@ impl Memory for KvCache {
     }
 
     fn attend(&mut self, layer: usize, heads: &Heads, rope: &Rope) -> Result<Tensor> {
-        let (cos, sin) = rope.tables(self.len, heads.positions()?, self.expected)?;
+        let (cos, sin) = rope.tables(self.len, heads.positions()?, self.expected())?;
         let q = e2llm_kernels::rope(&heads.q, &cos, &sin)?;
         let k = e2llm_kernels::rope(&heads.k, &cos, &sin)?;
         let (k, v) = self.append(layer, &k, &heads.v)?;

@@ -70,7 +70,7 @@ pub trait Memory: Send {
 
     /// What holds everything, where the next positions are only written behind what is held and see all of it: a GPU then
     /// writes and reads it within whole layers, without [`Memory::attend`]. They are turned by their place in the text
-    /// ([`Memory::offset`]), which may be beyond what is held.
+    /// ([`Memory::offset`]), which may be beyond what is held. It holds for [`Memory::block`] positions.
     fn behind(&mut self) -> Option<&mut KvCache> {
         None
     }

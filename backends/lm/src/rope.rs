@@ -273,7 +273,7 @@ impl Rope {
     ///
     /// # Errors
     /// Any of making the tables.
-    pub(crate) fn places(
+    pub fn places(
         &self,
         offset: usize,
         len: usize,
@@ -286,12 +286,7 @@ impl Rope {
     ///
     /// # Errors
     /// Any of making the tables.
-    pub(crate) fn turns(
-        &self,
-        offset: usize,
-        len: usize,
-        sequence: usize,
-    ) -> candle_core::Result<(Tensor, Tensor)> {
+    pub fn turns(&self, offset: usize, len: usize, sequence: usize) -> candle_core::Result<(Tensor, Tensor)> {
         let (cos, sin) = self.places(offset, len, sequence)?;
         let factor = self.scaling.attention_factor();
         if factor == 1.0 { Ok((cos, sin)) } else { Ok(((cos / factor)?, (sin / factor)?)) }

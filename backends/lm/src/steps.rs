@@ -74,7 +74,7 @@ fn ahead(llama: &Llama, memory: &mut dyn Memory, left: usize) -> Result<Option<r
         let ahead = cache.begin_steps(left.min(GreedySteps::ROUND), llama.rope())?;
         return Ok(ahead.filter(|ahead| ahead.end >= ahead.next + WORTH));
     }
-    let position = memory.offset();
+    let (position, left) = (memory.offset(), left.min(memory.block()));
     let Some(cache) = memory.behind() else { return Ok(None) };
     let (len, expected) = (cache.offset(), cache.expected());
     let Some(end) = reach(len, left) else { return Ok(None) };

@@ -4,17 +4,22 @@ use candle_core::{D, Result, Tensor};
 use e2llm_kernels::{Mask, attention_lse};
 use e2llm_lm::{Heads, KvCache, Memory, PREFILL_BLOCK, Rope};
 
-/// Keys, turned by their group's position, and values of all positions, beside the keys of the latest as they are.
+/// Keys and values of all positions, and, once some are far from others, the keys of the latest by themselves.
 ///
-/// Near and far keys are attended to apart, by the same kernels as everywhere, and put together by their sums of
-/// exponentials: no scores are held.
+/// As long as all are near each other this is a plain memory. Then its keys are turned to their groups' positions, once, and those of the
+/// latest stay beside them as they are. Near and far keys are attended to apart, by the same kernels as everywhere, and put together
+/// by their sums of exponentials: no scores are held.
 #[derive(Debug, Clone)]
 pub(super) struct SelfExtendCache {
     group: usize,
     neighbours: usize,
-    far: KvCache,
-    /// Keys `[1, Hkv, n, d]`, not rotated, of the last positions, `neighbours - 1` at most, by layer.
+    all: KvCache,
+    /// Whether the keys of all are those of their groups.
+    is_grouped: bool,
+    /// Keys `[1, Hkv, room, d]` of the latest positions, by layer, each turned by its own position; `held` of them.
     near: Vec<Tensor>,
+    held: usize,
+    room: usize,
     turns: Option<Turns>,
 }
 
@@ -33,7 +38,53 @@ type Seen = (Tensor, Tensor);
 impl SelfExtendCache {
     /// A memory for about `expected` positions, both numbers being at least 1.
     pub(super) fn new(group: usize, neighbours: usize, expected: usize) -> Self {
-        Self { group, neighbours, far: KvCache::new(expected), near: Vec::new(), turns: None }
+        // No position is one that the decoder never saw: angles are those of a text within its window.
+        let all = KvCache::new(expected).with_angles_of(0);
+        let (near, is_grouped) = (Vec::new(), false);
+        Self { group, neighbours, all, is_grouped, near, held: 0, room: 0, turns: None }
+    }
+
+    /// Positions that stay near a later one.
+    fn before(&self) -> usize {
+        self.neighbours - 1
+    }
+
+    /// Makes ready for `t` positions, some of which are far from others.
+    fn begin(&mut self, t: usize, rope: &Rope) -> Result<()> {
+        if !self.is_grouped {
+            self.is_grouped = true;
+            self.part(rope)?;
+        }
+        if self.held + t <= self.room {
+            return Ok(());
+        }
+        let stay = self.held.min(self.before());
+        let room = (self.before() + self.neighbours).max(stay + t);
+        for keys in &mut self.near {
+            *keys = moved(keys, (self.held - stay, stay), room)?;
+        }
+        (self.held, self.room) = (stay, room);
+        Ok(())
+    }
+
+    /// Keeps the keys of the latest positions read as they are, and turns those of all to their groups' positions.
+    fn part(&mut self, rope: &Rope) -> Result<()> {
+        let read = self.all.offset();
+        let stay = read.min(self.before());
+        let room = self.before() + self.neighbours;
+        // From position i to that of its group.
+        let by: Vec<u32> = (0..read).map(|i| (i - i / self.group) as u32).collect();
+        let mut layer = 0;
+        while let Some((k, _)) = self.all.layer(layer)?.filter(|_| read > 0) {
+            self.near.push(moved(&k, (read - stay, stay), room)?);
+            let (cos, sin) = rope.turns(0, read, 0)?;
+            let index = Tensor::new(&by[..], cos.device())?;
+            let (cos, back) = (cos.index_select(&index, 0)?, sin.index_select(&index, 0)?.neg()?);
+            self.all.replace_keys(layer, &e2llm_kernels::rope(&k, &cos, &back)?)?;
+            layer += 1;
+        }
+        (self.held, self.room) = (stay, room);
+        Ok(())
     }
 
     /// The turns of the `t` positions from `offset` on.
@@ -54,24 +105,15 @@ impl SelfExtendCache {
         Ok(turns)
     }
 
-    /// All near keys of a layer, the new ones `k` included; the last ones stay.
+    /// All near keys of a layer, the new ones `k` included.
     fn remember(&mut self, layer: usize, k: &Tensor) -> Result<Tensor> {
-        let k = k.contiguous()?;
-        if self.neighbours == 1 {
-            return Ok(k);
+        let (b, heads, t, d) = k.dims4()?;
+        if self.near.len() <= layer {
+            self.near.push(Tensor::zeros((b, heads, self.room, d), k.dtype(), k.device())?);
         }
-        let all = match self.near.get(layer) {
-            Some(before) => Tensor::cat(&[before, &k], 2)?,
-            None => k,
-        };
-        let n = all.dims4()?.2;
-        let stay = n.min(self.neighbours - 1);
-        let last = all.narrow(2, n - stay, stay)?.contiguous()?;
-        match self.near.get_mut(layer) {
-            Some(slot) => *slot = last,
-            None => self.near.push(last),
-        }
-        Ok(all)
+        let keys = &self.near[layer];
+        keys.slice_set(&k.contiguous()?, 2, self.held)?;
+        keys.narrow(2, 0, self.held + t)
     }
 
     /// What the near keys give `t` queries that all have `near - 1` neighbours before them: the last of `near - 1 + t`
@@ -99,6 +141,16 @@ impl SelfExtendCache {
     }
 }
 
+/// A tensor with room for `room` positions, whose first are the `n` from `from` on of `x` `[1, Hkv, .., d]`.
+fn moved(x: &Tensor, (from, n): (usize, usize), room: usize) -> Result<Tensor> {
+    let (b, heads, _, d) = x.dims4()?;
+    let new = Tensor::zeros((b, heads, room, d), x.dtype(), x.device())?;
+    if n > 0 {
+        new.slice_set(&x.narrow(2, from, n)?.contiguous()?, 2, 0)?;
+    }
+    Ok(new)
+}
+
 /// What queries see of two disjoint sets of keys together.
 fn mixed((a, a_sums): &Seen, (b, b_sums): &Seen) -> Result<Tensor> {
     let (kept, dtype) = (a.dtype(), a_sums.dtype());
@@ -109,27 +161,35 @@ fn mixed((a, a_sums): &Seen, (b, b_sums): &Seen) -> Result<Tensor> {
 
 impl Memory for SelfExtendCache {
     fn offset(&self) -> usize {
-        self.far.offset()
+        self.all.offset()
     }
 
+    /// Up to the first position that is far from another one; then as many as have the same neighbours but for themselves.
     fn block(&self) -> usize {
-        (self.neighbours - 1).clamp(1, PREFILL_BLOCK)
+        let left = self.neighbours.saturating_sub(self.offset());
+        let most = if self.is_grouped || left == 0 { self.before() } else { left };
+        most.clamp(1, PREFILL_BLOCK)
+    }
+
+    fn behind(&mut self) -> Option<&mut KvCache> {
+        (!self.is_grouped && self.offset() < self.neighbours).then_some(&mut self.all)
     }
 
     fn attend(&mut self, layer: usize, heads: &Heads, rope: &Rope) -> Result<Tensor> {
-        let (t, offset, near, scale) =
-            (heads.positions()?, self.far.offset(), self.neighbours, heads.scale()?);
+        let (t, offset, near, scale) = (heads.positions()?, self.offset(), self.neighbours, heads.scale()?);
+        if !self.is_grouped && offset + t <= near {
+            return self.all.attend(layer, heads, rope);
+        }
+        if layer == 0 {
+            self.begin(t, rope)?;
+        }
         let turns = self.turns(offset, t, rope)?;
         let far_k = e2llm_kernels::rope(&heads.k, &turns.keys.0, &turns.keys.1)?;
-        let (far_k, v) = self.far.append(layer, &far_k, &heads.v)?;
-        let near_k = self.remember(layer, &heads.k)?;
-        // Only differences of positions count: those of near keys start at 0.
-        let n = near_k.dims4()?.2;
-        let first = offset + t - n;
-        let (cos, sin) = rope.tables(0, n, n)?;
-        let near_k = e2llm_kernels::rope(&near_k, &cos, &sin)?;
-        let rows = |x: &Tensor| x.narrow(0, offset - first, t);
-        let near_q = e2llm_kernels::rope(&heads.q, &rows(&cos)?, &rows(&sin)?)?;
+        let (far_k, v) = self.all.append(layer, &far_k, &heads.v)?;
+        let (cos, sin) = rope.places(offset, t, 0)?;
+        let near_k = self.remember(layer, &e2llm_kernels::rope(&heads.k, &cos, &sin)?)?;
+        let first = offset - self.held;
+        let near_q = e2llm_kernels::rope(&heads.q, &cos, &sin)?;
         let far_q = e2llm_kernels::rope(&heads.q, &turns.queries.0, &turns.queries.1)?;
         let mut parts = Vec::new();
         let mut start = offset;
@@ -145,7 +205,7 @@ impl Memory for SelfExtendCache {
                 start += n;
                 continue;
             }
-            let n = left.min(self.block());
+            let n = left.min(self.before().clamp(1, PREFILL_BLOCK));
             let of = |x: &Tensor| x.narrow(2, start - offset, n);
             let from = start + 1 - near;
             let (k, near_v) =
@@ -161,11 +221,17 @@ impl Memory for SelfExtendCache {
     }
 
     fn advance(&mut self, t: usize) {
-        self.far.advance(t);
+        self.all.advance(t);
+        if self.is_grouped {
+            self.held += t;
+        }
     }
 
     fn fork(&self) -> Result<Box<dyn Memory>> {
-        Ok(Box::new(self.clone()))
+        // What is near is written behind what is held, but moves; and what all are turned by may change.
+        let all = if self.is_grouped { self.all.clone() } else { self.all.copied()? };
+        let near = self.near.iter().map(Tensor::copy).collect::<Result<_>>()?;
+        Ok(Box::new(Self { all, near, ..self.clone() }))
     }
 }
 

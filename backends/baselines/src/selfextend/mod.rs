@@ -4,7 +4,7 @@
 //! is below w, and at `i / g - j / g + w - w / g` (whole numbers) elsewhere; the softmax goes over both. The window L becomes
 //! `(L - w) g + w`. A group g of 1, or a prompt of at most w tokens, is plain attention.
 //! Cost: O(T^2) attention, as `full`, and O(T w) more for what is near, with the same kernels; O(T) memory, without scores.
-//! Each new token also turns w keys anew.
+//! While no position is far from another one this is a plain memory, also for a GPU's whole layers.
 //!
 //! Settings: g = 4, w = 1024; the paper searches both for each model.
 

@@ -36,3 +36,22 @@ fn every_token_beyond_the_trained_window_is_read() {
     let error = build(selfextend::spec(), folder.path(), &[("neighbours", "96")]).err().unwrap();
     assert!(error.message.contains("neighbours"), "{error}");
 }
+
+#[test]
+fn choices_are_scored_side_by_side_where_their_first_position_becomes_far() {
+    let folder = folder(128);
+    let request = request(prompt(&noise(60), true));
+    let decoder = super::decoder(folder.path(), 128);
+    let n = decoder.wrap(&request.prompt.render(), &request.prompt).unwrap().len();
+    // The prompt is near itself altogether, and so is the first token behind it or none.
+    for near in [n, n + 1] {
+        let near = near.to_string();
+        let mut extended = build(selfextend::spec(), folder.path(), &[("neighbours", &near)]).unwrap();
+        let choices = [" no!", " yes.", " no!!"].map(str::to_owned);
+        let together = extended.choose(&request, &choices).unwrap().log_likelihoods;
+        for (choice, score) in choices.iter().zip(together) {
+            let alone = extended.choose(&request, std::slice::from_ref(choice)).unwrap().log_likelihoods[0];
+            assert!((score - alone).abs() < 1e-6, "{near} {choice}: {score} {alone}");
+        }
+    }
+}
