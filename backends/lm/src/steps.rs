@@ -40,6 +40,11 @@ impl<'a> Steps<'a> {
         end: usize,
         rolling: Option<(Arc<Rolling>, usize)>,
     ) -> Result<Option<Self>> {
+        if let Some((rolling, window)) = &rolling
+            && !rolling.takes_steps(llama.config().num_attention_heads, *window)?
+        {
+            return Ok(None);
+        }
         let Some(model) = llama.step_model(angles, states)? else { return Ok(None) };
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let steps = GreedySteps::new(model, memory, tokens, lengths, end, rolling)?;

@@ -8,6 +8,8 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, PushKerne
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::super::Context;
+use super::ROUND;
+use crate::cuda::attention::Decode;
 use crate::cuda::{Module, blocks, function, int, launch, over};
 use half::bf16;
 
@@ -88,6 +90,17 @@ impl Rolling {
         let angle = |t: &Tensor| t.to_dtype(DType::BF16)?.contiguous();
         let turns = (angle(turns.0)?, angle(turns.1)?);
         Ok(Self { memory, table, first, turns, heads, sinks: count, room, d })
+    }
+
+    /// Whether steps of `heads` query heads can see a window of so many positions: by the kernel for a few query rows alone, which
+    /// not every GPU has for every size.
+    ///
+    /// # Errors
+    /// A kernel that does not compile.
+    pub fn takes_steps(&self, heads: usize, window: usize) -> Result<bool> {
+        let ctx = Context::new(self.first.0.device())?;
+        let seen = window.next_multiple_of(ROUND);
+        Ok(Decode::new(&ctx.dev, self.heads, heads / self.heads, self.d, seen)?.is_some())
     }
 
     fn parameters(&self, ctx: &Context) -> Result<Params> {
