@@ -3,11 +3,12 @@
 //! candle-transformers' quantised Llama takes token ids only and neither it nor the dense one can be trained, so
 //! both forms are here, over the same [`Linear`].
 
+mod adapters;
 mod layer;
 mod tensors;
 
 use crate::batch_cache::BatchCache;
-use crate::config::{LinearSpec, LlamaConfig};
+use crate::config::LlamaConfig;
 use crate::cross_attention::CrossAttention;
 use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
@@ -16,8 +17,7 @@ use crate::shifted::ShiftedGroups;
 use crate::{CrossKeys, LmError, LoraSource, Memory, Params, Precision, Result, Source, Weights};
 use candle_core::{DType, Device, Tensor};
 use layer::{Attend, Layer, attend, checkpointed, rms_norm};
-use std::collections::BTreeMap;
-use tensors::{head, layer_linears, linears};
+use tensors::{head, linears};
 
 /// A decoder of the Llama family.
 #[derive(Debug, Clone)]
@@ -293,23 +293,6 @@ impl Llama {
         all.collect()
     }
 
-    /// The same decoder with other adapters: frozen weights are shared with this one.
-    ///
-    /// # Errors
-    /// Targets that the decoder has not, adapters that are missing.
-    pub fn with_lora(&self, mut lora: LoraSource<'_>) -> Result<Self> {
-        let all = linears(&self.config);
-        lora.config.check(all.iter().map(|l| l.module.as_str()))?;
-        let mut copy = self.clone();
-        for (i, layer) in copy.layers.iter_mut().enumerate() {
-            for (spec, linear) in layer_linears(&self.config, i).iter().zip(layer.linears_mut()) {
-                linear.set_lora(lora.of(spec)?);
-            }
-        }
-        copy.head.set_lora(lora.of(&head(&self.config))?);
-        Ok(copy)
-    }
-
     /// Mean length of the token embeddings.
     ///
     /// # Errors
@@ -383,54 +366,6 @@ impl Llama {
             return Ok(loss);
         }
         e2llm_kernels::cross_entropy(&self.logits(hidden)?, targets)
-    }
-
-    /// Adds every adapter to its weight (which becomes dense), for faster inference.
-    ///
-    /// # Errors
-    /// Any of the additions.
-    pub fn merge_lora(&mut self) -> candle_core::Result<()> {
-        self.layers.iter_mut().try_for_each(Layer::merge_lora)?;
-        self.head.merge_lora()
-    }
-
-    /// Dense tensors by HF name with the adapters added: what a plain HF model of it holds.
-    ///
-    /// # Errors
-    /// Any of dequantising and adding.
-    pub fn merged_tensors(&self) -> candle_core::Result<BTreeMap<String, Tensor>> {
-        let c = &self.config;
-        let mut all = BTreeMap::new();
-        all.insert("model.embed_tokens.weight".to_owned(), self.embed.dense()?);
-        all.insert("model.norm.weight".to_owned(), self.norm.clone());
-        let mut add = |spec: &LinearSpec, linear: &Linear| -> candle_core::Result<()> {
-            all.insert(format!("{}.weight", spec.module), linear.merged_weight()?);
-            if let Some(bias) = linear.bias() {
-                all.insert(format!("{}.bias", spec.module), bias.clone());
-            }
-            Ok(())
-        };
-        for (i, layer) in self.layers.iter().enumerate() {
-            for (spec, linear) in layer_linears(c, i).iter().zip(layer.linears()) {
-                add(spec, linear)?;
-            }
-        }
-        // A tied output layer is the embedding table, unless an adapter made them differ.
-        if !c.tie_word_embeddings || self.head.lora().is_some() {
-            add(&head(c), &self.head)?;
-        }
-        for (i, layer) in self.layers.iter().enumerate() {
-            let mut norm = |name: &str, t: &Tensor| {
-                all.insert(format!("model.layers.{i}.{name}.weight"), t.clone());
-            };
-            norm("input_layernorm", &layer.input_norm);
-            norm("post_attention_layernorm", &layer.post_norm);
-            if let Some((q, k)) = &layer.head_norms {
-                norm("self_attn.q_norm", q);
-                norm("self_attn.k_norm", k);
-            }
-        }
-        Ok(all)
     }
 }
 
