@@ -5,8 +5,8 @@
 //! `[summary vectors of all segments before] [segment] [50 summary tokens]`, and its last states at the summary tokens are the
 //! segment's summary vectors. The vectors of a whole document are kept, by document and compressor, and every question about
 //! it is answered from `[summary vectors] [instruction]` by the decoder with a LoRA of the document's domain.
-//! Cost of a document of T tokens in segments of c that become s vectors: N = T / c passes over at most c + s N positions:
-//! O(T c + s T N) in attention, once; each question then O((s N + q)^2) for q tokens of prompt. Memory: O(c + s N) positions
+//! Cost of a document of T tokens in segments of c that become s vectors: N = T / c passes over c + 2 s positions each (the
+//! keys and values of vectors before are kept), which attend to at most s N more: O(T c + s T N) in attention, once; each question then O((s N + q)^2) for q tokens of prompt. Memory: O(c + s N) positions
 //! while compressing, O(s N) for an answer; 50 x D numbers for each segment in the store.
 //!
 //! Trained parameters at Llama-2-7B: LLoCO's LoRA (rank 8 on q, k, v, o) has 8.4 million; AutoCompressors' (rank 16 on the
@@ -121,9 +121,9 @@ impl Lloco {
             let stopped = decoder.cancel.is_cancelled();
             if stopped { Err(candle_core::Error::Msg("cancelled".into())) } else { Ok(()) }
         };
-        let made = compressor.summaries(&[ids], cancelled);
+        let made = compressor.compress(&ids, cancelled);
         decoder.cancel.check()?;
-        let made = made.map_err(LmError::from)?.remove(0);
+        let made = made.map_err(LmError::from)?;
         store.put(key, &made)?;
         Ok(made)
     }

@@ -4,8 +4,8 @@ use crate::trained::params;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use e2llm_kernels::gather_rows;
 use e2llm_lm::{
-    Llama, LlamaConfig, LmError, LoraConfig, LoraSource, Part, Precision, TensorSpec, lora_targets,
-    mean_norm, uniform,
+    KvCache, Llama, LlamaConfig, LmError, LoraConfig, LoraSource, PREFILL_BLOCK, Part, Precision, TensorSpec,
+    lora_targets, mean_norm, uniform,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -176,6 +176,40 @@ impl Compressor {
             }
         }
         own.iter().map(|parts| Tensor::cat(parts, 0)).collect()
+    }
+
+    /// As [`Compressor::summaries`] of one document `[n, D]`, without gradients: the decoder keeps the keys and values of the
+    /// summary vectors before a segment, which no later one changes, and forgets those of the segment behind it.
+    ///
+    /// # Errors
+    /// As [`Compressor::summaries`]; `step` is asked before each block of positions.
+    pub fn compress(&self, document: &[u32], mut step: impl FnMut() -> Result<()>) -> Result<Tensor> {
+        let s = self.summary.dim(0)?;
+        let dtype = self.llama.dtype();
+        let (summary, scale) = (self.summary.to_dtype(dtype)?.unsqueeze(0)?, self.scale.to_dtype(dtype)?);
+        let segments = document.len().div_ceil(self.segment_tokens);
+        let longest = segments.saturating_sub(1) * s + self.segment_tokens.min(document.len()) + s;
+        let mut memory = KvCache::new(longest);
+        let mut own: Vec<Tensor> = Vec::with_capacity(segments);
+        for (at, segment) in document.chunks(self.segment_tokens).enumerate() {
+            let mut parts = vec![self.llama.embed(segment)?, summary.clone()];
+            parts.splice(0..0, own.last().cloned());
+            let x = Tensor::cat(&parts, 1)?;
+            let t = x.dim(1)?;
+            let mut states = Vec::new();
+            for start in (0..t).step_by(PREFILL_BLOCK) {
+                step()?;
+                let block = x.narrow(1, start, PREFILL_BLOCK.min(t - start))?.contiguous()?;
+                states.push(self.llama.forward_hidden(&block, None, Some(&mut memory))?);
+            }
+            memory.truncate(at * s);
+            let states = Tensor::cat(&states, 1)?.narrow(1, t - s, s)?;
+            own.push(states.broadcast_mul(&scale)?);
+        }
+        if own.is_empty() {
+            candle_core::bail!("a document without a token has no summary");
+        }
+        Tensor::cat(&own, 1)?.squeeze(0)
     }
 }
 

@@ -151,6 +151,35 @@ fn a_batch_is_its_documents_and_segments_follow_each_other() {
 }
 
 #[test]
+fn vectors_before_need_not_be_read_again() {
+    let root = models();
+    let base = base(root.path());
+    let f64 = Precision::Dense(DType::F64);
+    // Within a block of positions, and beyond one; last segments that are whole, and that are not.
+    for (segment_tokens, lengths) in [(40, [31, 40, 80, 205]), (700, [600, 700, 701, 2100])] {
+        let config = LlocoConfig { segment_tokens, ..config() };
+        let place = (&Device::Cpu, f64);
+        let loaded = LlocoModel::load(config, &base, values(root.path()), place, (false, false));
+        let compressor = loaded.unwrap().0.compressor;
+        for n in lengths {
+            let document = document(n, 5);
+            let expected = compressor.summaries(std::slice::from_ref(&document), || Ok(())).unwrap().remove(0);
+            let got = compressor.compress(&document, || Ok(())).unwrap();
+            let error = (got - &expected).unwrap().abs().unwrap().max_all().unwrap();
+            assert_eq!(expected.dims(), [(n as usize).div_ceil(segment_tokens) * 5, 32]);
+            assert!(error.to_scalar::<f64>().unwrap() < 1e-9, "{n} tokens by {segment_tokens}: {error}");
+        }
+        assert!(compressor.compress(&[], || Ok(())).is_err());
+        let mut asked = 0;
+        let stop = || {
+            asked += 1;
+            if asked == 2 { candle_core::bail!("stopped") } else { Ok(()) }
+        };
+        assert!(compressor.compress(&document(2100, 5), stop).is_err());
+    }
+}
+
+#[test]
 fn gradients_are_finite_differences_within_a_group_and_cut_between_groups() {
     let root = models();
     let (mut model, vars) = model(root.path(), Precision::Dense(DType::F64));
