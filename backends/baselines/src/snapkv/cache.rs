@@ -4,6 +4,7 @@ use super::select::{Pooling, highest, pooled};
 use candle_core::{D, DType, Result, Tensor, bail};
 use e2llm_kernels::Mask;
 use e2llm_lm::{Heads, KvCache, Memory, PREFILL_BLOCK, Rope};
+use rayon::prelude::*;
 
 /// What is kept of a prompt.
 #[derive(Debug, Clone, Copy)]
@@ -86,16 +87,15 @@ pub(super) fn chosen(q: &Tensor, k: &Tensor, keeping: &Keeping) -> Result<Vec<Ve
     let of_head = |votes: Vec<f32>| {
         highest(&pooled(&votes, keeping.kernel, keeping.pooling), keeping.budget - keeping.observe)
     };
-    Ok(votes.into_iter().map(of_head).collect())
+    Ok(votes.into_par_iter().map(of_head).collect())
 }
 
-/// The positions `keep[h]` of each head `h` of `[1, Hkv, T, d]`.
+/// The positions `keep[h]` of each head `h` of `[1, Hkv, T, d]`, as many of each.
 fn gathered(x: &Tensor, keep: &[Vec<u32>]) -> Result<Tensor> {
-    let head = |(h, keep): (usize, &Vec<u32>)| {
-        let index = Tensor::new(keep.as_slice(), x.device())?;
-        x.get(0)?.get(h)?.contiguous()?.index_select(&index, 0)
-    };
-    Tensor::stack(&keep.iter().enumerate().map(head).collect::<Result<Vec<_>>>()?, 0)?.unsqueeze(0)
+    let (_, heads, t, d) = x.dims4()?;
+    let rows = keep.iter().enumerate().flat_map(|(h, keep)| keep.iter().map(move |at| (h * t) as u32 + at));
+    let rows = Tensor::new(rows.collect::<Vec<_>>(), x.device())?;
+    x.reshape((heads * t, d))?.index_select(&rows, 0)?.reshape((1, heads, rows.elem_count() / heads, d))
 }
 
 impl Memory for SnapKvCache {
