@@ -143,11 +143,11 @@ impl Method for Lloco {
             }
         };
         let place = (&llama.device().clone(), precision);
-        let (model, _) = LlocoModel::load(self.config.clone(), llama, tensors, place, (false, false))?;
-        *llama = model.decoder;
+        let (mut model, _) = LlocoModel::load(self.config.clone(), llama, tensors, place, (false, false))?;
         if precision.merges(llama.device()) {
-            llama.merge_lora().map_err(LmError::from)?;
+            model.merge_lora().map_err(LmError::from)?;
         }
+        *llama = model.decoder;
         let folder = self.context.options.text("store");
         let folder = (!folder.is_empty()).then(|| PathBuf::from(folder));
         let store = Store::new(folder, self.fingerprint(precision)?)?;

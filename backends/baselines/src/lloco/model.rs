@@ -260,6 +260,15 @@ impl LlocoModel {
         &self.config
     }
 
+    /// Adds the updates to both decoders' weights; they can then no longer be trained.
+    ///
+    /// # Errors
+    /// Failing tensor operations.
+    pub fn merge_lora(&mut self) -> Result<()> {
+        self.compressor.llama.merge_lora()?;
+        self.decoder.merge_lora()
+    }
+
     /// Whether layers are computed again in the backward pass instead of being kept.
     pub fn set_checkpointing(&mut self, on: bool) {
         self.compressor.llama.set_checkpointing(on);

@@ -163,7 +163,8 @@ fn vectors_before_need_not_be_read_again() {
         let compressor = loaded.unwrap().0.compressor;
         for n in lengths {
             let document = document(n, 5);
-            let expected = compressor.summaries(std::slice::from_ref(&document), || Ok(())).unwrap().remove(0);
+            let expected =
+                compressor.summaries(std::slice::from_ref(&document), || Ok(())).unwrap().remove(0);
             let got = compressor.compress(&document, || Ok(())).unwrap();
             let error = (got - &expected).unwrap().abs().unwrap().max_all().unwrap();
             assert_eq!(expected.dims(), [(n as usize).div_ceil(segment_tokens) * 5, 32]);
