@@ -78,6 +78,11 @@ impl RowMap {
         x.contiguous()?.apply_op1(GatherRows { rows: self.rows.clone(), back: self.back.clone(), onto: None })
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn rows(&self) -> &Tensor {
+        &self.rows
+    }
+
     /// The map that puts the rows back where they were, and zeros where none was taken.
     #[must_use]
     pub fn inverse(&self) -> Self {

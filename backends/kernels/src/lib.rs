@@ -36,13 +36,13 @@ mod simd;
 mod trained;
 
 pub use activation::{gelu, silu_mul};
-pub use attention::{Mask, attention, attention_lse, attention_rows};
+pub use attention::{HeadGroups, Mask, attention, attention_lse, attention_rows, group_attention};
 pub use cache::{RowLengths, store_last};
 pub use checkpoint::checkpoint;
 #[cfg(feature = "cuda")]
 pub use cuda::layer::{
     Adapted, CachedLayer, CachedPass, Cross, DecoderLayer, EncoderLayer, GreedySteps, Plain, Positions,
-    Rolling, Span, StepModel, embed_norm, float_scores, head_loss, likeliest,
+    Rolling, Seen, Span, StepModel, embed_norm, float_scores, head_loss, likeliest,
 };
 pub use dense_linear::dense_linear;
 pub use embedding::embedding;

@@ -15,7 +15,7 @@
 
 use crate::Heads;
 use candle_core::{Device, Result, Tensor, bail};
-use e2llm_kernels::{IGNORED, Mask, RowMap};
+use e2llm_kernels::{HeadGroups, group_attention};
 use std::ops::Range;
 
 /// Groups of a sequence.
@@ -27,16 +27,7 @@ pub(crate) struct ShiftedGroups {
     batch: usize,
     t: usize,
     /// For the first half of the heads, and the second.
-    halves: [Groups; 2],
-}
-
-/// Groups of all sequences, each padded on the right to the longest.
-#[derive(Debug, Clone)]
-struct Groups {
-    count: usize,
-    longest: usize,
-    /// Positions `[B * T]` to places in groups `[count * longest]`.
-    map: RowMap,
+    halves: [HeadGroups; 2],
 }
 
 impl ShiftedGroups {
@@ -52,55 +43,24 @@ impl ShiftedGroups {
                 let own = groups(length(b), shifted).into_iter();
                 own.map(move |g| b * t + g.start..b * t + g.end)
             };
-            Groups::new(&(0..batch).flat_map(of).collect::<Vec<_>>(), batch * t, device)
+            HeadGroups::new(&(0..batch).flat_map(of).collect::<Vec<_>>(), batch * t, device)
         };
         Ok(Self { batch, t, halves: [half(false)?, half(true)?] })
     }
 
+    /// For the first half of the heads, and the second.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn halves(&self) -> &[HeadGroups; 2] {
+        &self.halves
+    }
+
     /// What rotated queries see: `[B, H, T, d]`, zero behind a sequence's end.
     pub(crate) fn attend(&self, heads: &Heads) -> Result<Tensor> {
-        let (b, h, t, _) = heads.q.dims4()?;
+        let (b, _, t, _) = heads.q.dims4()?;
         if (b, t) != (self.batch, self.t) {
             bail!("groups of {} x {} positions for {b} x {t}", self.batch, self.t);
         }
-        // A key head may serve query heads of both halves.
-        let (k, v) = (repeat_heads(&heads.k, h)?, repeat_heads(&heads.v, h)?);
-        let mut parts = Vec::new();
-        for (groups, range) in self.halves.iter().zip([0..h / 2, h / 2..h]) {
-            if !range.is_empty() {
-                parts.push(groups.attend([&heads.q, &k, &v], &range, heads.scale()?)?);
-            }
-        }
-        Tensor::cat(&parts, 2)?.transpose(1, 2)
-    }
-}
-
-impl Groups {
-    fn new(groups: &[Range<usize>], positions: usize, device: &Device) -> Result<Self> {
-        let longest = groups.iter().map(Range::len).max().unwrap_or(0);
-        let mut rows = vec![IGNORED; groups.len() * longest];
-        for (place, group) in rows.chunks_mut(longest.max(1)).zip(groups) {
-            for (row, position) in place.iter_mut().zip(group.clone()) {
-                *row = position as u32;
-            }
-        }
-        Ok(Self { count: groups.len(), longest, map: RowMap::new(&rows, positions, device)? })
-    }
-
-    /// Causal attention of some heads of `[B, H, T, d]` within the groups: `[B, T, heads, d]`. Padding stands behind all
-    /// that is seen.
-    fn attend(&self, qkv: [&Tensor; 3], heads: &Range<usize>, scale: f64) -> Result<Tensor> {
-        let (b, _, t, d) = qkv[0].dims4()?;
-        let n = heads.len();
-        let mut grouped = Vec::with_capacity(3);
-        for x in qkv {
-            let rows = x.narrow(1, heads.start, n)?.transpose(1, 2)?.reshape((b * t, n * d))?;
-            grouped.push(self.map.gather(&rows)?.reshape((self.count, self.longest, n, d))?.transpose(1, 2)?);
-        }
-        let mask = Mask::Causal { offset: 0 };
-        let o = e2llm_kernels::attention_rows(&grouped[0], &grouped[1], &grouped[2], mask, scale)?;
-        let o = o.reshape((self.count * self.longest, n * d))?;
-        self.map.inverse().gather(&o)?.reshape((b, t, n, d))
+        group_attention(&self.halves, &heads.q, &heads.k, &heads.v, heads.scale()?)
     }
 }
 
@@ -117,19 +77,11 @@ fn groups(length: usize, shifted: bool) -> Vec<Range<usize>> {
     groups
 }
 
-/// Key heads `[B, Hkv, T, d]` once for each of `h` query heads.
-fn repeat_heads(x: &Tensor, h: usize) -> Result<Tensor> {
-    let (b, own, t, d) = x.dims4()?;
-    if own == h {
-        return Ok(x.clone());
-    }
-    x.unsqueeze(2)?.broadcast_as((b, own, h / own, t, d))?.reshape((b, h, t, d))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use candle_core::{DType, Var};
+    use e2llm_kernels::Mask;
 
     const D: usize = 4;
 
@@ -148,7 +100,12 @@ mod tests {
     /// Softmax attention over all pairs, those that are not seen masked out.
     fn dense(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[usize]) -> Tensor {
         let (b, h, t, d) = q.dims4().unwrap();
-        let (k, v) = (repeat_heads(k, h).unwrap(), repeat_heads(v, h).unwrap());
+        let own = k.dim(1).unwrap();
+        let each = |x: &Tensor| {
+            let x = x.unsqueeze(2).unwrap().broadcast_as((b, own, h / own, t, d)).unwrap();
+            x.reshape((b, h, t, d)).unwrap()
+        };
+        let (k, v) = (each(k), each(v));
         let mask: Vec<f64> = (0..b * h * t * t)
             .map(|i| {
                 let (row, head, query, key) = (i / (h * t * t), i / (t * t) % h, i / t % t, i % t);

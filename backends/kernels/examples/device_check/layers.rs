@@ -109,7 +109,7 @@ pub(crate) fn layer_tensors(x: Tensor, specs: &[Spec]) -> Result<(Vec<Tensor>, u
 }
 
 /// Which form of a layer a check runs on the GPU in bf16; float32 always runs the graph.
-const FORMS: [(&str, bool, bool); 3] =
+pub(crate) const FORMS: [(&str, bool, bool); 3] =
     [("graph", false, true), ("whole", true, true), ("again", true, false)];
 
 /// Every one of a layer's dozen steps rounds: how far the graph of small operations may be from float32.
@@ -118,7 +118,7 @@ const GRAPH: f64 = 8e-2;
 const SLACK: f64 = 1.5;
 
 /// Lets the form that comes next be as wrong as what was checked last, or as the graph may be.
-fn allow(c: &mut Checker, whole: bool) {
+pub(crate) fn allow(c: &mut Checker, whole: bool) {
     // Both whole forms are held against the graph, which was checked before them, or nothing was.
     if !whole {
         c.rounding = GRAPH;
@@ -178,7 +178,8 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
                 if whole && t[0].dtype() == DType::BF16 {
                     let lengths: Vec<u32> = lengths.iter().map(|&n| n as u32).collect();
                     let lengths = Tensor::new(lengths, t[0].device())?;
-                    return DecoderLayer::forward(&[layer], &t[0], (cos, sin), Some(&lengths), keep);
+                    let seen = Seen::Before(Some(&lengths));
+                    return DecoderLayer::forward(&[layer], &t[0], (cos, sin), seen, keep);
                 }
                 decoder_graph(&layer, &t[0], [cos, sin], Mask::CausalKeys(&lengths))
             })?;

@@ -9,6 +9,7 @@ mod checker;
 mod layers;
 mod operations;
 mod rolling;
+mod shifted;
 mod steps;
 mod timings;
 
@@ -49,6 +50,7 @@ fn main() -> Result<ExitCode> {
     steps::steps(&mut c)?;
     rolling::rolling(&mut c)?;
     layers::layers(&mut c)?;
+    shifted::shifted(&mut c)?;
     timings::timings(&c)?;
     timings::layer_timings(&c)?;
     println!("{} checks, {} failed", c.ran, c.failed);

@@ -103,14 +103,20 @@ pub(crate) fn layer_timings(c: &Checker) -> Result<()> {
         DecoderLayer { input_norm: &norm, post_norm: &norm, linears, heads: 9, kv_heads: 3, eps: 1e-5 };
     let tokens = (b * t) as f64 * 1e-6;
     c.time("decoder layer 24320 tokens", tokens, "Mtok/s", || {
-        DecoderLayer::forward(std::slice::from_ref(&layer), &on_gpu[0], (&angles, &angles), None, false)
-            .map(drop)
+        DecoderLayer::forward(
+            std::slice::from_ref(&layer),
+            &on_gpu[0],
+            (&angles, &angles),
+            Seen::Before(None),
+            false,
+        )
+        .map(drop)
     })?;
     // Two layers and one, so that what is around them cancels out.
     for count in [1, 2, 3] {
         c.time(&format!("decoder layers and backward, {count}"), count as f64 * tokens, "Mtok/s", || {
             let layers = vec![layer.clone(); count];
-            let x = DecoderLayer::forward(&layers, &on_gpu[0], (&angles, &angles), None, true)?;
+            let x = DecoderLayer::forward(&layers, &on_gpu[0], (&angles, &angles), Seen::Before(None), true)?;
             backward(&x.narrow(0, 0, 1)?.sum_all()?).map(drop)
         })?;
     }

@@ -4,8 +4,11 @@ mod backward;
 #[cfg(feature = "flash-attn")]
 mod flash;
 mod forward;
+mod groups;
 mod narrow;
 mod wide;
+
+pub use groups::{HeadGroups, group_attention};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;

@@ -126,8 +126,7 @@ impl Layer {
     /// The layer as a part of one operation of the GPU, in bf16 there.
     #[cfg(feature = "cuda")]
     pub(super) fn whole(&self, x: &Tensor) -> Option<e2llm_kernels::DecoderLayer<'_>> {
-        let trained = self.norms().iter().any(|n| n.track_op());
-        let graph = trained || self.head_norms.is_some() || self.cross.is_some();
+        let graph = self.head_norms.is_some() || self.cross.is_some();
         if graph || !crate::whole_layers::fit(x, self.head_dim) {
             return None;
         }

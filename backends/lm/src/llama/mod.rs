@@ -243,12 +243,12 @@ impl Llama {
         let groups =
             self.shifted.then(|| ShiftedGroups::new((batch, t), lengths, &self.device)).transpose()?;
         #[cfg(feature = "cuda")]
-        if groups.is_none()
-            && let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>()
-        {
+        if let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>() {
+            use e2llm_kernels::{DecoderLayer, Seen};
             let batch = crate::whole_layers::Batch::new(&x, lengths)?;
             let (tables, keep) = ((&cos, &sin), !self.checkpointing);
-            x = e2llm_kernels::DecoderLayer::forward(&layers, &x, tables, batch.lengths(), keep)?;
+            let seen = groups.as_ref().map_or(Seen::Before(batch.lengths()), |g| Seen::Groups(g.halves()));
+            x = DecoderLayer::forward(&layers, &x, tables, seen, keep)?;
             return rms_norm(&x, &self.norm, self.config.rms_norm_eps);
         }
         for layer in &self.layers {

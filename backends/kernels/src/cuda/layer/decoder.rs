@@ -6,16 +6,18 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::attention::{self, Heads};
 use super::group::{Adapted, Assembled, Group, assemble, count, few, is_input, trained};
 use super::ops::{self, Activation, Angles, NormGradient};
+use super::shifted::{self, Halves};
 use super::stack::{self, Keep, Layer, Sum};
 use super::{Buffer, Context, Mat};
+use crate::HeadGroups;
 
 /// The frozen parts of a decoder layer and its trained updates:
 /// `x + o(attention(rope(q), rope(k), v))`, then `x + down(silu(gate) up)`, each behind an RMS norm.
 #[derive(Clone, Debug)]
 pub struct DecoderLayer<'a> {
-    /// Weight `[D]` of the norm before attention.
+    /// Weight `[D]` of the norm before attention; one that is trained is float32.
     pub input_norm: &'a Tensor,
-    /// Weight `[D]` of the norm before the feed-forward block.
+    /// Weight `[D]` of the norm before the feed-forward block, likewise.
     pub post_norm: &'a Tensor,
     /// Projections q, k, v, o, gate, up, down.
     pub linears: [Adapted; 7],
@@ -27,10 +29,18 @@ pub struct DecoderLayer<'a> {
     pub eps: f64,
 }
 
+/// What the positions of a batch see.
+#[derive(Clone, Copy, Debug)]
+pub enum Seen<'a> {
+    /// Those up to themselves. What stands behind a row's length, a number of these (`[B]`, u32), means nothing.
+    Before(Option<&'a Tensor>),
+    /// Those of them in the groups of the first half of the heads, and of the second.
+    Groups(&'a [HeadGroups; 2]),
+}
+
 impl DecoderLayer<'_> {
-    /// The value of layers, one after the other, for `x` (`[B, T, D]`, bf16): position `i` of a row sees positions up to
-    /// itself. `cos` and `sin` are `[T, d / 2]` in float32. What stands behind a row's length, a number of `lengths` (`[B]`,
-    /// u32), means nothing. Unless `keep`, the backward pass, [`backward`](crate::backward), computes each layer again.
+    /// The value of layers, one after the other, for `x` (`[B, T, D]`, bf16), whose positions see what `seen` says. `cos` and
+    /// `sin` are `[T, d / 2]` in float32. Unless `keep`, the backward pass, [`backward`](crate::backward), computes each layer again.
     ///
     /// # Errors
     /// Tensors that do not fit together, are not on a GPU, or are not what [`Adapted::is_supported`] asks for.
@@ -38,17 +48,30 @@ impl DecoderLayer<'_> {
         layers: &[Self],
         x: &Tensor,
         (cos, sin): (&Tensor, &Tensor),
-        lengths: Option<&Tensor>,
+        seen: Seen<'_>,
         keep: bool,
     ) -> Result<Tensor> {
         let angle = |t: &Tensor| t.detach().to_dtype(DType::F32)?.contiguous();
         let angles = (angle(cos)?, angle(sin)?);
-        let nodes = layers.iter().map(|l| l.node(x, &angles, lengths)).collect::<Result<Vec<_>>>()?;
-        stack::forward(nodes, x, layers.iter().flat_map(|l| trained(&l.linears)).collect(), keep)
+        let nodes = layers.iter().map(|l| l.node(x, &angles, seen)).collect::<Result<Vec<_>>>()?;
+        stack::forward(nodes, x, layers.iter().flat_map(Self::trained).collect(), keep)
     }
 
-    fn node(&self, x: &Tensor, angles: &(Tensor, Tensor), lengths: Option<&Tensor>) -> Result<Decoder> {
+    /// Its trained tensors, in order.
+    fn trained(&self) -> Vec<&Tensor> {
+        let norms = [self.input_norm, self.post_norm].into_iter().filter(|n| n.track_op());
+        trained(&self.linears).into_iter().chain(norms).collect()
+    }
+
+    fn node(&self, x: &Tensor, angles: &(Tensor, Tensor), seen: Seen<'_>) -> Result<Decoder> {
         let (b, t, width) = x.dims3()?;
+        let (lengths, shifted) = match seen {
+            Seen::Before(lengths) => (lengths, None),
+            Seen::Groups(groups) => {
+                Halves::check(groups, b * t)?;
+                (None, Some(groups.clone()))
+            }
+        };
         let [q, k, v, o, gate, up, down] = &self.linears;
         let group = |linears: &[&Adapted]| Group::new(linears, b * t);
         let groups = [group(&[q, k, v])?, group(&[o])?, group(&[gate, up])?, group(&[down])?];
@@ -64,17 +87,21 @@ impl DecoderLayer<'_> {
             && angles.1.dims() == [t, d / 2]
             && lengths.is_none_or(|l| l.dims() == [b])
             && d.is_multiple_of(16)
+            && (h.is_multiple_of(hkv.max(1)) || shifted.is_none())
+            && [self.input_norm, self.post_norm].iter().all(|n| n.dims() == [width])
             && width <= ops::WIDEST
             && is_input(x);
         if !fits {
             bail!("decoder layer: x {:?} {:?} does not fit the layer of the gpu", x.dtype(), x.shape());
         }
+        let rounded = |norm: &Tensor| norm.detach().to_dtype(DType::BF16)?.contiguous();
         Ok(Decoder {
-            input_norm: self.input_norm.detach(),
-            post_norm: self.post_norm.detach(),
+            norms: [rounded(self.input_norm)?, rounded(self.post_norm)?],
+            trained_norms: [self.input_norm.track_op(), self.post_norm.track_op()],
             groups,
             angles: angles.clone(),
             lengths: lengths.map(Tensor::detach),
+            shifted,
             heads: Heads { b, t, h, hkv, d, causal: true, lengths: 0 },
             eps: self.eps as f32,
         })
@@ -82,14 +109,22 @@ impl DecoderLayer<'_> {
 }
 
 struct Decoder {
-    input_norm: Tensor,
-    post_norm: Tensor,
+    /// Before attention, and before the feed-forward block.
+    norms: [Tensor; 2],
+    trained_norms: [bool; 2],
     /// qkv, o, gate and up, down.
     groups: [Group; 4],
     angles: (Tensor, Tensor),
     lengths: Option<Tensor>,
+    shifted: Option<[HeadGroups; 2]>,
     heads: Heads,
     eps: f32,
+}
+
+/// Logarithms of the sums of attention.
+enum Logs {
+    Before(CudaSlice<f32>),
+    Groups(shifted::Kept),
 }
 
 /// What the backward pass reads. Inputs that nothing needs are not kept, and large ones are made again.
@@ -100,7 +135,7 @@ struct Kept {
     x1: Option<Buffer>,
     qkv: Buffer,
     o: Buffer,
-    lse: CudaSlice<f32>,
+    logs: Logs,
     middle: Buffer,
     x2: Option<Buffer>,
     gates: Buffer,
@@ -108,8 +143,34 @@ struct Kept {
 }
 
 impl Decoder {
-    fn norm(&self, ctx: &Context, weight: &Tensor) -> Result<ops::Norm> {
-        Ok(ops::Norm { weight: ctx.matrix(weight)?.address, bias: None, eps: self.eps })
+    fn norm(&self, ctx: &Context, i: usize) -> Result<ops::Norm> {
+        Ok(ops::Norm { weight: ctx.matrix(&self.norms[i])?.address, bias: None, eps: self.eps })
+    }
+
+    /// The gradient of a norm's weight, where it is trained, given its input and the gradient of its value.
+    fn norm_gradient(&self, ctx: &Context, i: usize, x: Mat, g: Mat) -> Result<Option<Option<Tensor>>> {
+        let gradient = || shifted::norm_weight_gradient(ctx, x, g, self.eps);
+        self.trained_norms[i].then(|| gradient().map(Some)).transpose()
+    }
+
+    fn halves<'a>(&self, groups: &'a [HeadGroups; 2]) -> Halves<'a> {
+        Halves { groups, heads: self.heads }
+    }
+
+    fn attend(&self, ctx: &Context, qkv: Mat, o: Mat) -> Result<Logs> {
+        Ok(match &self.shifted {
+            Some(groups) => Logs::Groups(self.halves(groups).forward(ctx, qkv, o)?),
+            None => Logs::Before(attention::forward(ctx, self.heads(ctx)?, qkv, o)?),
+        })
+    }
+
+    /// As [`attention::backward`].
+    fn attend_backward(&self, ctx: &Context, of: (Mat, Mat, Mat), logs: &Logs, dqkv: Mat) -> Result<()> {
+        match (&self.shifted, logs) {
+            (Some(groups), Logs::Groups(logs)) => self.halves(groups).backward(ctx, of, logs, dqkv),
+            (None, Logs::Before(logs)) => attention::backward(ctx, self.heads(ctx)?, of, logs, dqkv),
+            _ => bail!("a layer kept the logarithms of another form of attention"),
+        }
     }
 
     fn heads(&self, ctx: &Context) -> Result<Heads> {
@@ -128,7 +189,7 @@ impl Layer for Decoder {
     type Kept = Kept;
 
     fn trained(&self) -> usize {
-        count(&self.groups)
+        count(&self.groups) + self.trained_norms.iter().filter(|is| **is).count()
     }
 
     fn width(&self) -> usize {
@@ -137,20 +198,20 @@ impl Layer for Decoder {
 
     fn forward(&self, ctx: &Context, x: Mat, trained: &[Tensor], y: Mat, keep: Keep) -> Result<Option<Kept>> {
         let [attend, output, feed, down] = &self.groups;
-        let weights = assemble(ctx, &self.groups, trained)?;
+        let weights = assemble(ctx, &self.groups, &trained[..count(&self.groups)])?;
 
         let x1 = attend.room(ctx, x.rows)?;
-        ops::norm(ctx, x, None, self.norm(ctx, &self.input_norm)?, x1.first(x.cols))?;
+        ops::norm(ctx, x, None, self.norm(ctx, 0)?, x1.first(x.cols))?;
         let (qkv, low1) = attend.forward(ctx, &weights[0], x1.mat)?;
         self.rotate(ctx, qkv.mat, false)?;
         let o = output.room(ctx, x.rows)?;
-        let lse = attention::forward(ctx, self.heads(ctx)?, qkv.mat, o.first(output.inputs()))?;
+        let logs = self.attend(ctx, qkv.mat, o.first(output.inputs()))?;
         let middle = ctx.buffer(x.rows, x.cols)?;
         let of_o = output.forward_onto(ctx, &weights[1], o.mat, middle.mat, Some(x))?;
         let attended = (keep != Keep::Nothing).then_some((x1, qkv, o));
 
         let x2 = feed.room(ctx, x.rows)?;
-        ops::norm(ctx, middle.mat, None, self.norm(ctx, &self.post_norm)?, x2.first(x.cols))?;
+        ops::norm(ctx, middle.mat, None, self.norm(ctx, 1)?, x2.first(x.cols))?;
         let (gates, low2) = feed.forward(ctx, &weights[2], x2.mat)?;
         let x3 = down.room(ctx, x.rows)?;
         ops::activate(ctx, Activation::Gated, gates.mat, x3.first(down.inputs()))?;
@@ -161,7 +222,7 @@ impl Layer for Decoder {
         let (x2, low2) = feed.keep_input(ctx, x2, low2, all)?;
         let (x3, low3) = down.keep_input(ctx, x3, low3, all)?;
         let (weights, lows) = (few(weights, all), [low1, of_o, low2, low3]);
-        Ok(Some(Kept { weights, lows, x1, qkv, o, lse, middle, x2, gates, x3 }))
+        Ok(Some(Kept { weights, lows, x1, qkv, o, logs, middle, x2, gates, x3 }))
     }
 
     fn backward(
@@ -173,8 +234,9 @@ impl Layer for Decoder {
         g: Sum,
     ) -> Result<(Sum, Vec<Option<Tensor>>)> {
         let [attend, output, feed, down] = &self.groups;
-        let Kept { weights, lows: [low1, of_o, low2, low3], x1, qkv, o, lse, middle, x2, gates, x3 } = kept;
-        let weights = weights.map_or_else(|| assemble(ctx, &self.groups, trained), Ok)?;
+        let Kept { weights, lows: [low1, of_o, low2, low3], x1, qkv, o, logs, middle, x2, gates, x3 } = kept;
+        let weights =
+            weights.map_or_else(|| assemble(ctx, &self.groups, &trained[..count(&self.groups)]), Ok)?;
         let (mut of_attend, mut of_output, mut of_feed, mut of_down) = (vec![], vec![], vec![], vec![]);
         let sum = g.dense(ctx)?;
         let g = sum.first;
@@ -188,7 +250,7 @@ impl Layer for Decoder {
         ops::gated_backward(ctx, gates.mat, dx3.dx())?;
         drop(dx3);
         let dx2 = feed.input_gradient(ctx, &weights[2], gates.mat)?;
-        let norm = self.norm(ctx, &self.post_norm)?;
+        let norm = self.norm(ctx, 1)?;
         let make = |to| ops::norm(ctx, middle.mat, None, norm, to);
         if let Some((x2, low2)) = feed.input_again(ctx, x.rows, (x2, low2.as_ref()), make)? {
             feed.update_gradients(ctx, (x2.mat, low2), &dx2, gates.mat, &mut of_feed)?;
@@ -198,6 +260,7 @@ impl Layer for Decoder {
         let (add, dx) = (Some(g.columns(0, x.cols)), dmiddle.first(x.cols));
         let of = NormGradient { x: middle.mat, g: (dx2.dx(), None), add, dx, y: None };
         ops::norm_backward(ctx, norm, &of)?;
+        let post_norm = self.norm_gradient(ctx, 1, middle.mat, dx2.dx())?;
         drop((middle, dx2, sum));
 
         let d_o = output.input_gradient(ctx, &weights[1], dmiddle.mat)?;
@@ -205,11 +268,11 @@ impl Layer for Decoder {
         output.update_gradients(ctx, (o.mat, low_o), &d_o, dmiddle.mat, &mut of_output)?;
         let dqkv = ctx.buffer(x.rows, attend.outputs())?;
         let outputs = (qkv.mat, o.first(output.inputs()), d_o.dx());
-        attention::backward(ctx, self.heads(ctx)?, outputs, &lse, dqkv.mat)?;
+        self.attend_backward(ctx, outputs, &logs, dqkv.mat)?;
         drop((qkv, o, d_o));
         self.rotate(ctx, dqkv.mat, true)?;
         let dx1 = attend.input_gradient(ctx, &weights[0], dqkv.mat)?;
-        let norm = self.norm(ctx, &self.input_norm)?;
+        let norm = self.norm(ctx, 0)?;
         let make = |to| ops::norm(ctx, x, None, norm, to);
         if let Some((x1, low1)) = attend.input_again(ctx, x.rows, (x1, low1.as_ref()), make)? {
             attend.update_gradients(ctx, (x1.mat, low1), &dx1, dqkv.mat, &mut of_attend)?;
@@ -220,7 +283,10 @@ impl Layer for Decoder {
         let of = NormGradient { x, g, add, dx: dx.first(x.cols), y: None };
         ops::norm_backward(ctx, norm, &of)?;
 
-        let all = [of_attend, of_output, of_feed, of_down].into_iter().flatten().collect();
+        let input_norm = self.norm_gradient(ctx, 0, x, dx1.dx())?;
+
+        let updates = [of_attend, of_output, of_feed, of_down].into_iter().flatten();
+        let all = updates.chain(input_norm).chain(post_norm).collect();
         Ok((Sum::new(dx, None), all))
     }
 }

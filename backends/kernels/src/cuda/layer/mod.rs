@@ -12,12 +12,13 @@ mod head;
 mod lt;
 mod ops;
 mod scores;
+mod shifted;
 mod stack;
 mod steps;
 
 pub use cached::{CachedLayer, CachedPass, Cross, Plain, Positions, Rolling, Span};
 pub use choice::likeliest;
-pub use decoder::DecoderLayer;
+pub use decoder::{DecoderLayer, Seen};
 pub use embed::embed_norm;
 pub use encoder::EncoderLayer;
 pub use group::Adapted;

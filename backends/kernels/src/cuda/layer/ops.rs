@@ -129,12 +129,17 @@ pub(super) struct Norm {
     pub(super) eps: f32,
 }
 
-pub(super) fn norm_kernel(ctx: &Context, name: &str, width: usize) -> Result<Kernel> {
+/// The form of a kernel for rows of a width that stay in registers.
+pub(super) fn of_width(name: &str, width: usize) -> String {
     let packs = match width.div_ceil(256) {
         packs @ ..=4 => packs,
         packs => packs.next_power_of_two(),
     };
-    kernel(ctx, &format!("{name}_{packs}"))
+    format!("{name}_{packs}")
+}
+
+pub(super) fn norm_kernel(ctx: &Context, name: &str, width: usize) -> Result<Kernel> {
+    kernel(ctx, &of_width(name, width))
 }
 
 /// `y = norm(x + add)`; the sum goes to its own matrix.
