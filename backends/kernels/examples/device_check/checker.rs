@@ -13,6 +13,8 @@ pub(crate) struct Checker {
     pub(crate) rounding: f64,
     /// The largest error of the last check.
     pub(crate) largest: f64,
+    /// What the loss weighs outputs by, kept while their shape stays, so that all forms of a layer have the same gradients.
+    pub(crate) weights: Option<Tensor>,
     pub(crate) failed: usize,
     pub(crate) ran: usize,
 }
@@ -74,10 +76,10 @@ impl Checker {
             return Ok(());
         }
         self.largest = 0.;
+        let mut weights = self.weights.take();
         for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, self.rounding)] {
             let cast = |t: &Tensor, dtype| if t.dtype().is_int() { Ok(t.clone()) } else { t.to_dtype(dtype) };
             let rounded = inputs.iter().map(|t| cast(t, dtype)).collect::<Result<Vec<_>>>()?;
-            let mut weights = None;
             let mut run = |device: &Device, dtype| -> Result<Vec<Tensor>> {
                 let mut arguments = Vec::new();
                 for (i, t) in rounded.iter().enumerate() {
@@ -88,7 +90,7 @@ impl Checker {
                     self.poison()?;
                 }
                 let y = f(&arguments)?;
-                if weights.is_none() {
+                if weights.as_ref().is_none_or(|w| w.dims() != y.dims()) {
                     weights = Some(randn(y.dims())?);
                 }
                 let Some(w) = &weights else { candle_core::bail!("no weights") };
@@ -113,6 +115,7 @@ impl Checker {
                 .collect::<Result<Vec<_>>>()?;
             self.report(&format!("{name} {dtype:?}"), &errors, tolerance);
         }
+        self.weights = weights;
         Ok(())
     }
 

@@ -121,7 +121,7 @@ const SLACK: f64 = 1.5;
 pub(crate) fn allow(c: &mut Checker, whole: bool) {
     // Both whole forms are held against the graph, which was checked before them, or nothing was.
     if !whole {
-        c.rounding = GRAPH;
+        (c.rounding, c.weights) = (GRAPH, None);
     } else if c.rounding == GRAPH && c.largest > 0. {
         c.rounding = SLACK * c.largest;
     }
@@ -188,7 +188,7 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
     // Ranks of the updates of attention and of the feed-forward block, and layers one after the other.
     for (b, t, h, d, m, (rank, fed), count) in [
         (5, 61, 12, 32, 256, (32, 32), 1),
-        (2, 130, 3, 48, 160, (3, 3), 1),
+        (12, 130, 3, 48, 160, (3, 3), 1),
         // Without updates; and beside weights.
         (3, 100, 6, 64, 512, (0, 0), 1),
         (1, 33, 32, 128, 1024, (8, 8), 1),

@@ -31,6 +31,7 @@ fn main() -> Result<ExitCode> {
         floor: 0.,
         rounding: 2e-2,
         largest: 0.,
+        weights: None,
         failed: 0,
         ran: 0,
     };
