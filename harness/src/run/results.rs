@@ -81,10 +81,11 @@ fn infos(set: &MetricSet) -> Vec<MetricInfo> {
     set.plugins.iter().map(|p| p.info.clone()).collect()
 }
 
-/// The metrics' own way from rows to corpus values.
+/// The metrics' own way from rows to corpus values. Rows go to a plugin only where that is another one than it declares:
+/// they are then all in one message.
 pub fn aggregate_by(set: &MetricSet) -> impl Fn(&MetricInfo, &Rows<'_>) -> Result<Aggregate> + '_ {
     |info, rows| match set.plugins.iter().find(|p| p.info.id == info.id) {
-        Some(p) => Ok(p.client.aggregate(rows.iter())?),
-        None => crate::score::as_declared(info, rows),
+        Some(p) if !info.as_declared => Ok(p.client.aggregate(rows.iter())?),
+        _ => crate::score::as_declared(info, rows),
     }
 }

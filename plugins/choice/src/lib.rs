@@ -62,6 +62,7 @@ impl Metric for Choice {
                     ..null
                 },
             ],
+            as_declared: true,
             gold: Scored {
                 prediction: "The sea.".into(),
                 references: vec!["B".into()],

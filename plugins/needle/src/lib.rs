@@ -46,6 +46,7 @@ impl Metric for Needle {
                 value("ruler_score", "the one of the two that RULER reports for the task", "RULER"),
                 value("needle_rouge", "rouge1+stem of the answer against the needle", "rouge_score 0.1.2"),
             ],
+            as_declared: true,
             gold: Scored {
                 prediction: "The special number is 8090293".into(),
                 references: vec!["the special number is 8090293".into()],

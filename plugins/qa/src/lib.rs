@@ -32,6 +32,7 @@ impl Metric for Qa {
             version: env!("CARGO_PKG_VERSION").into(),
             description: "short answers against one or more right ones; the best counts".into(),
             values: VALUES.map(value).into(),
+            as_declared: true,
             gold: Scored {
                 prediction: "the Rock-n-Roll era".into(),
                 references: vec!["1950s".into(), "rock-n-roll era.".into()],

@@ -43,6 +43,7 @@ impl Metric for Rouge {
             version: env!("CARGO_PKG_VERSION").into(),
             description: "overlap of words with reference texts".into(),
             values,
+            as_declared: true,
             gold: Scored { prediction: text.into(), references: vec![text.into()], ..Scored::default() },
         }
     }

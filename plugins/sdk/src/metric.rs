@@ -98,6 +98,10 @@ pub struct MetricInfo {
     pub description: String,
     /// Its values, in the order to show them.
     pub values: Vec<ValueInfo>,
+    /// Whether `aggregate` does no more than `values` declare. The host may then do it itself, and need not write down all
+    /// rows for the plugin.
+    #[serde(default)]
+    pub as_declared: bool,
     /// A sample whose answer is right: every [`Unit::Proportion`] of it is 1. For conformance checks.
     pub gold: Scored,
 }
@@ -128,7 +132,7 @@ pub trait Metric: Send + Sync {
     fn score(&self, sample: &Scored) -> Result<Scores>;
 
     /// Makes one value of many, whose rows come in the samples' order. The default does what [`MetricInfo::values`]
-    /// declares.
+    /// declares; who keeps it says so with [`MetricInfo::as_declared`].
     ///
     /// # Errors
     /// Rows that cannot be aggregated.

@@ -2,8 +2,8 @@
 
 use e2llm_plugin::client::{MetricClient, Plugin, TaskClient};
 use e2llm_plugin::{
-    Aggregation, ErrorCode, Example, Examples, Host, Metric, MetricInfo, Prediction, Prompt, Result, Row,
-    Scored, Scores, Source, Task, TaskInfo, TaskOptions, Unit, ValueInfo,
+    Aggregate, Aggregation, ErrorCode, Example, Examples, Host, Metric, MetricInfo, Prediction, Prompt,
+    Result, Row, Scored, Scores, Source, Task, TaskInfo, TaskOptions, Unit, ValueInfo,
 };
 use std::sync::{Mutex, PoisonError};
 
@@ -173,6 +173,7 @@ impl Metric for Equal {
                 value("equal", Unit::Proportion, Aggregation::Mean),
                 value("length", Unit::Count, Aggregation::Sum),
             ],
+            as_declared: true,
             gold: Scored { prediction: "a".into(), references: vec!["a".into()], ..Scored::default() },
         }
     }
@@ -187,6 +188,28 @@ impl Metric for Equal {
     }
 }
 
+/// Says that it aggregates as declared, but a mean is the largest value.
+#[derive(Default)]
+struct Liar;
+
+impl Metric for Liar {
+    fn info(&self) -> MetricInfo {
+        Equal.info()
+    }
+
+    fn score(&self, sample: &Scored) -> Result<Scores> {
+        Equal.score(sample)
+    }
+
+    fn aggregate(&self, rows: &mut dyn Iterator<Item = Row>) -> Result<Aggregate> {
+        let rows: Vec<Row> = rows.collect();
+        let best = rows.iter().filter_map(|row| row.scores.get("equal").copied()).fold(0.0, f64::max);
+        let mut all = e2llm_plugin::aggregate_values(&self.info().values, rows);
+        all.insert("equal".into(), best);
+        Ok(all)
+    }
+}
+
 /// A second plugin needs a module of its own: each exports under the same names.
 mod equal {
     use e2llm_plugin::__private::abi;
@@ -195,7 +218,15 @@ mod equal {
         &PLUGIN
     }
 
-    static PLUGIN: abi::E2Plugin = abi::E2Plugin {
+    pub(crate) extern "C" fn liar() -> *const abi::E2Plugin {
+        &LIAR
+    }
+
+    static PLUGIN: abi::E2Plugin = EQUAL;
+    static LIAR: abi::E2Plugin =
+        abi::E2Plugin { create: Some(e2llm_plugin::serve::create_metric::<super::Liar>), ..EQUAL };
+
+    const EQUAL: abi::E2Plugin = abi::E2Plugin {
         magic: abi::E2_MAGIC,
         struct_size: size_of::<abi::E2Plugin>() as u32,
         abi_major: abi::E2_ABI_MAJOR,
@@ -221,4 +252,13 @@ fn a_metric_conforms() {
     let metric = MetricClient::create(&plugin, None).unwrap();
     let rows = vec![Row { scores: metric.score(&metric.info().unwrap().gold).unwrap() }, Row::default()];
     assert_eq!(metric.aggregate(rows).unwrap()["equal"], 0.5);
+}
+
+#[test]
+fn a_metric_that_aggregates_otherwise_than_it_says_does_not_conform() {
+    // SAFETY: the static above.
+    let plugin = unsafe { Plugin::from_raw(equal::liar()) }.unwrap();
+    let report = e2llm_plugin::testing::verify(&plugin);
+    let failed: Vec<_> = report.checks.iter().filter(|c| c.failure.is_some()).map(|c| c.name).collect();
+    assert_eq!(failed, ["what is aggregated as declared is what is declared"], "{report}");
 }

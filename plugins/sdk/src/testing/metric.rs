@@ -2,7 +2,7 @@
 
 use super::{Report, check_unknown_method, ensure, odd_responses};
 use crate::client::{MetricClient, Plugin};
-use crate::{MetricInfo, Row, Scored, Scores, Unit};
+use crate::{MetricInfo, Row, Scored, Scores, Unit, aggregate_values};
 use std::collections::BTreeSet;
 
 type Outcome = Result<(), String>;
@@ -31,6 +31,7 @@ pub(super) fn verify(plugin: &Plugin) -> Report {
     report.check("a sample without references is an error", || check_no_reference(plugin));
     report.check("two passes and four threads see the same", || check_repeats(plugin));
     report.check("the order of samples does not matter", || check_order(plugin));
+    report.check("what is aggregated as declared is what is declared", || check_declared(plugin));
     report.check("unknown methods and requests are errors", || check_unknown_method(plugin));
     report
 }
@@ -134,11 +135,25 @@ fn check_repeats(plugin: &Plugin) -> Outcome {
     })
 }
 
+fn rows(metric: &MetricClient, info: &MetricInfo) -> Result<Vec<Row>, String> {
+    samples(info).iter().map(|s| metric.score(s).map(|scores| Row { scores }).map_err(text)).collect()
+}
+
+fn check_declared(plugin: &Plugin) -> Outcome {
+    let (metric, info) = client(plugin)?;
+    if !info.as_declared {
+        return Ok(());
+    }
+    let mut rows = rows(&metric, &info)?;
+    rows.push(Row::default());
+    let declared = aggregate_values(&info.values, rows.iter().cloned());
+    let made = metric.aggregate(rows).map_err(text)?;
+    ensure(made == declared, || format!("it makes {made:?}, by its declaration it is {declared:?}"))
+}
+
 fn check_order(plugin: &Plugin) -> Outcome {
     let (metric, info) = client(plugin)?;
-    let rows: Result<Vec<_>, _> =
-        samples(&info).iter().map(|s| metric.score(s).map(|scores| Row { scores }).map_err(text)).collect();
-    let mut rows = rows?;
+    let mut rows = rows(&metric, &info)?;
     let forward = metric.aggregate(rows.clone()).map_err(text)?;
     rows.reverse();
     let backward = metric.aggregate(rows).map_err(text)?;

@@ -18,6 +18,7 @@ impl Metric for TouchyMetric {
             version: "1".into(),
             description: "Panics where it is told to".into(),
             values: vec![value],
+            as_declared: false,
             gold: Scored { prediction: "x".into(), references: vec!["x".into()], ..Scored::default() },
         }
     }
