@@ -10,6 +10,7 @@ pub mod declared;
 pub mod failure;
 pub mod measure;
 pub mod models;
+mod names;
 pub mod plugins;
 pub mod run;
 pub mod score;

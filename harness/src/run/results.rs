@@ -38,6 +38,7 @@ pub fn write_results(
         }
         let Some(set) = set else { continue };
         timings.push(TaskTimings::of(&entry.id, &samples));
+        samples.forget_times();
         let infos = infos(&set);
         heatmap.extend(cells(&entry.id, &samples, &infos, &set.wanted, &aggregate_by(&set))?);
         tasks.push(aggregate(manifest, entry, &samples, &set, bootstrap)?);

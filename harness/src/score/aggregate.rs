@@ -1,12 +1,13 @@
 //! From a task's samples to its results.
 
+use super::columns::Column;
 use super::results::{FirstError, MetricResult, SliceResults, TaskMeta, TaskResults, TokenMeans};
-use super::samples::{Answer, Columns, Sample, Samples};
+use super::samples::{Part, Samples};
 use super::slices::{Slice, slices};
 use super::stats::{Clusters, DEFAULT_RESAMPLES, Statistic, interval_seed, mean};
 use crate::failure::{Failure, Result, did_you_mean};
 use e2llm_plugin::{Aggregate, Aggregation, MetricInfo, Row, Unit, ValueInfo, aggregate_values};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 /// A metric's own way from rows (in order, errors included as empty rows) to corpus values.
 pub type Aggregator<'a> = dyn Fn(&MetricInfo, &Rows<'_>) -> Result<Aggregate> + 'a;
@@ -52,19 +53,19 @@ pub fn task_results(
     let place = |f: Box<Failure>| f.within(format!("scores of task `{}`", meta.task));
     check_ids(samples).map_err(place)?;
     let wanted = find_values(metrics, wanted, &meta.primary_metric).map_err(place)?;
-    let all: Vec<&Sample> = samples.iter().collect();
-    let columns = samples.columns();
+    let places = samples.places();
+    let all = Part { samples, places: &places };
     for value in &wanted {
-        value.check(columns, &all).map_err(place)?;
+        value.check(all).map_err(place)?;
     }
-    let scope = Scope { task: &meta.task, columns, metrics, wanted: &wanted, bootstrap, aggregate };
-    let first_error = all.iter().find_map(|s| first_error(s));
-    let slices = slices(&all).iter().map(|s| scope.slice(s)).collect::<Result<_>>().map_err(place)?;
+    let scope = Scope { task: &meta.task, samples, metrics, wanted: &wanted, bootstrap, aggregate };
+    let first_error = |(place, message): (usize, &str)| FirstError {
+        sample: samples.id(place).to_owned(),
+        message: message.to_owned(),
+    };
+    let first_error = samples.first_error().map(first_error);
+    let slices = slices(all).map(|s| scope.slice(&s)).collect::<Result<_>>().map_err(place)?;
     Ok(TaskResults { meta: meta.clone(), first_error, slices })
-}
-
-fn first_error(sample: &Sample) -> Option<FirstError> {
-    Some(FirstError { sample: sample.id.to_string(), message: sample.error.as_ref()?.to_string() })
 }
 
 /// Some samples, each once.
@@ -73,13 +74,13 @@ fn check_ids(samples: &Samples) -> Result<()> {
         return Err(Failure::failed("there are no samples to aggregate")
             .help("run the task first; `--resume` continues a run that was interrupted"));
     }
-    let mut seen = BTreeMap::new();
-    for sample in samples.iter() {
-        if let Some(first) = seen.insert(&sample.id, sample.index) {
-            let message =
-                format!("sample `{}` is there twice, as {first} and as {}", sample.id, sample.index);
-            return Err(Failure::failed(message).help("ids must be unique within a task and split"));
-        }
+    let mut by_id = samples.places();
+    by_id.sort_unstable_by_key(|p| (samples.id(*p), *p));
+    let pairs = by_id.iter().zip(by_id.iter().skip(1));
+    let twice = pairs.filter(|(a, b)| samples.id(**a) == samples.id(**b));
+    if let Some((first, second)) = twice.min_by_key(|(_, second)| **second) {
+        let message = format!("sample `{}` is there twice, as {first} and as {second}", samples.id(*first));
+        return Err(Failure::failed(message).help("ids must be unique within a task and split"));
     }
     Ok(())
 }
@@ -120,15 +121,17 @@ impl Wanted<'_> {
     }
 
     /// The same as columns.
-    fn places(&self, columns: &Columns) -> Vec<Option<usize>> {
-        self.sources().iter().map(|id| columns.of(id)).collect()
+    fn columns(&self, samples: &Samples) -> Vec<Option<usize>> {
+        self.sources().iter().map(|id| samples.column(id)).collect()
     }
 
     /// Fails where a score is unusable, or where the metric evidently never ran.
-    fn check(&self, columns: &Columns, samples: &[&Sample]) -> Result<()> {
-        let any_answered = samples.iter().any(|s| !s.failed());
-        for (source, place) in self.sources().iter().zip(self.places(columns)) {
-            let mut scores = samples.iter().filter_map(|s| Some((&s.id, s.score(place)?))).peekable();
+    fn check(&self, part: Part<'_>) -> Result<()> {
+        let samples = part.samples;
+        let any_answered = part.iter().any(|p| !samples.failed(p));
+        for (source, column) in self.sources().iter().zip(self.columns(samples)) {
+            let mut scores =
+                part.iter().filter_map(|p| Some((samples.id(p), samples.score(column, p)?))).peekable();
             if any_answered && scores.peek().is_none() {
                 return Err(Failure::failed(format!("no answered sample has a value `{source}`"))
                     .help("score the samples with `e2llm-bench score RUN`"));
@@ -142,18 +145,16 @@ impl Wanted<'_> {
         Ok(())
     }
 
-    fn missing(&self, columns: &Columns, answered: &[&Sample]) -> usize {
-        let places = self.places(columns);
-        answered.iter().filter(|s| places.iter().any(|p| s.score(*p).is_none())).count()
+    fn missing(&self, answered: Part<'_>) -> usize {
+        let columns = self.columns(answered.samples);
+        let is_missing = |p: &usize| columns.iter().any(|c| answered.samples.score(*c, *p).is_none());
+        answered.iter().filter(is_missing).count()
     }
 }
 
 /// The samples' values; a sample without one counts as 0.
-fn statistic(value: &ValueInfo, columns: &Columns, samples: &[&Sample]) -> Statistic {
-    let column = |id: &String| {
-        let place = columns.of(id);
-        samples.iter().map(|s| s.score(place).unwrap_or(0.0)).collect()
-    };
+fn statistic(value: &ValueInfo, part: Part<'_>) -> Statistic {
+    let column = |id: &String| part.scores(part.samples.column(id));
     match &value.aggregation {
         Aggregation::Mean => Statistic::Mean(column(&value.id)),
         Aggregation::Sum => Statistic::Sum(column(&value.id)),
@@ -168,14 +169,13 @@ fn statistic(value: &ValueInfo, columns: &Columns, samples: &[&Sample]) -> Stati
 pub(super) fn measure(
     metric: &MetricInfo,
     value: &ValueInfo,
-    columns: &Columns,
-    samples: &[&Sample],
+    part: Part<'_>,
     aggregate: &Aggregator<'_>,
 ) -> Result<(f64, Option<Statistic>)> {
     let wanted = Wanted { metric, value };
-    wanted.check(columns, samples)?;
-    let made = corpus_value(&aggregate(metric, &Rows::new(columns, samples, metric))?, &wanted)?;
-    let statistic = statistic(value, columns, samples);
+    wanted.check(part)?;
+    let made = corpus_value(&aggregate(metric, &Rows::new(part, metric))?, &wanted)?;
+    let statistic = statistic(value, part);
     let same = is_same(statistic.value(), made);
     Ok((made, same.then_some(statistic)))
 }
@@ -189,7 +189,7 @@ fn is_same(declared: f64, made: f64) -> bool {
 /// What all slices of a task share.
 struct Scope<'a> {
     task: &'a str,
-    columns: &'a Columns,
+    samples: &'a Samples,
     metrics: &'a [MetricInfo],
     wanted: &'a [Wanted<'a>],
     bootstrap: Bootstrap,
@@ -203,18 +203,24 @@ impl Scope<'_> {
     }
 
     fn slice(&self, slice: &Slice<'_>) -> Result<SliceResults> {
-        let samples = &slice.samples;
-        let answered: Vec<_> = samples.iter().copied().filter(|s| !s.failed()).collect();
-        let clusters = Clusters::new(samples.iter().map(|s| &*s.group));
-        let of = |samples: &[&Sample]| corpus_values(self.used(), self.columns, samples, self.aggregate);
-        let values = of(samples)?;
+        let samples = self.samples;
+        let part = Part { samples, places: &slice.places };
+        let n_error = part.iter().filter(|p| samples.failed(*p)).count();
+        let answered: Cow<'_, [usize]> = match n_error {
+            0 => part.places.into(),
+            _ => part.iter().filter(|p| !samples.failed(*p)).collect(),
+        };
+        let answered = Part { samples, places: &answered };
+        let clusters = Clusters::numbered(part.iter().map(|p| samples.document(p)));
+        let of = |part: Part<'_>| corpus_values(self.used(), part, self.aggregate);
+        let values = of(part)?;
         let completed = match answered.len() {
             0 => None,
-            n if n == samples.len() => Some(values.clone()),
-            _ => Some(of(&answered)?),
+            n if n == part.len() => Some(values.clone()),
+            _ => Some(of(answered)?),
         };
         let metric = |w: &Wanted<'_>| -> Result<MetricResult> {
-            let statistic = statistic(w.value, self.columns, samples);
+            let statistic = statistic(w.value, part);
             let value = corpus_value(&values, w)?;
             let completed = completed.as_ref().map(|c| corpus_value(c, w)).transpose()?;
             let spread = Spread::of(&statistic, &clusters, value, || {
@@ -223,19 +229,18 @@ impl Scope<'_> {
                     self.bootstrap.resamples,
                 )
             });
-            let missing = w.missing(self.columns, &answered);
-            Ok(metric_result(w, value, completed, &spread, samples.len(), missing))
+            let missing = w.missing(answered);
+            Ok(metric_result(w, value, completed, &spread, part.len(), missing))
         };
-        let count =
-            |f: fn(&Answer) -> bool| answered.iter().filter(|s| s.answer.as_ref().is_some_and(f)).count();
+        let count = |f: fn(&Samples, usize) -> bool| answered.iter().filter(|p| f(samples, *p)).count();
         Ok(SliceResults {
             slice: slice.name.clone(),
-            n: samples.len(),
+            n: part.len(),
             groups: clusters.len(),
-            n_error: samples.len() - answered.len(),
-            n_null: count(|a| a.is_null),
-            n_truncated: count(|a| a.is_truncated),
-            tokens: token_means(&answered),
+            n_error,
+            n_null: count(Samples::is_null),
+            n_truncated: count(Samples::is_truncated),
+            tokens: token_means(answered),
             metrics: self.wanted.iter().map(metric).collect::<Result<_>>()?,
         })
     }
@@ -247,13 +252,12 @@ impl Scope<'_> {
 /// A metric that fails.
 pub(super) fn corpus_values<'a>(
     metrics: impl IntoIterator<Item = &'a MetricInfo>,
-    columns: &Columns,
-    samples: &[&Sample],
+    part: Part<'_>,
     aggregate: &Aggregator<'_>,
 ) -> Result<Aggregate> {
     let mut values = Aggregate::new();
     for metric in metrics {
-        let rows = Rows::new(columns, samples, metric);
+        let rows = Rows::new(part, metric);
         let found = aggregate(metric, &rows).map_err(|f| f.within(format!("metric `{}`", metric.id)))?;
         values.extend(found.into_iter().filter(|(id, _)| metric.values.iter().any(|v| v.id == *id)));
     }
@@ -264,19 +268,19 @@ pub(super) fn corpus_values<'a>(
 pub struct Rows<'a> {
     /// The metric's values and where they are.
     own: Vec<(&'a String, Option<usize>)>,
-    samples: &'a [&'a Sample],
+    part: Part<'a>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(columns: &Columns, samples: &'a [&'a Sample], metric: &'a MetricInfo) -> Self {
-        Self { own: metric.values.iter().map(|v| (&v.id, columns.of(&v.id))).collect(), samples }
+    fn new(part: Part<'a>, metric: &'a MetricInfo) -> Self {
+        Self { own: metric.values.iter().map(|v| (&v.id, part.samples.column(&v.id))).collect(), part }
     }
 
     /// In order; of a sample that ended in an error there is an empty row.
     pub fn iter(&self) -> impl Iterator<Item = Row> + Clone {
-        self.samples.iter().map(|s| Row {
+        self.part.iter().map(|p| Row {
             scores: (self.own.iter())
-                .filter_map(|(id, place)| Some(((*id).clone(), s.score(*place)?)))
+                .filter_map(|(id, column)| Some(((*id).clone(), self.part.samples.score(*column, p)?)))
                 .collect(),
         })
     }
@@ -365,22 +369,22 @@ pub(super) fn ten_decimals(x: f64) -> f64 {
     format!("{x:.10}").parse::<f64>().unwrap_or(x) + 0.0
 }
 
-fn token_means(answered: &[&Sample]) -> Option<TokenMeans> {
-    if answered.is_empty() {
+fn token_means(answered: Part<'_>) -> Option<TokenMeans> {
+    if answered.len() == 0 {
         return None;
     }
-    let mean_of = |field: fn(&Answer) -> u32| {
-        let values: Vec<f64> =
-            answered.iter().filter_map(|s| s.answer.as_ref()).map(|a| f64::from(field(a))).collect();
+    let mean_of = |column: &Column<u32>| {
+        let values: Vec<f64> = answered.iter().map(|p| f64::from(column.get(p))).collect();
         ten_decimals(mean(&values))
     };
+    let tokens = answered.samples.tokens();
     Some(TokenMeans {
-        prompt: mean_of(|a| a.prompt),
-        context: mean_of(|a| a.context),
-        seen: mean_of(|a| a.seen),
-        dropped: mean_of(|a| a.dropped),
-        compressed: mean_of(|a| a.compressed),
-        soft: mean_of(|a| a.soft),
-        generated: mean_of(|a| a.generated),
+        prompt: mean_of(&tokens.prompt),
+        context: mean_of(&tokens.context),
+        seen: mean_of(&tokens.seen),
+        dropped: mean_of(&tokens.dropped),
+        compressed: mean_of(&tokens.compressed),
+        soft: mean_of(&tokens.soft),
+        generated: mean_of(&tokens.generated),
     })
 }

@@ -2,7 +2,7 @@
 
 use super::aggregate::{Aggregator, corpus_values, shown_in, ten_decimals};
 use super::leaderboard::{decimals, into_text, unwritable};
-use super::samples::{Sample, Samples};
+use super::samples::{Part, Samples};
 use super::slices::{ALL, slices};
 use crate::failure::Result;
 use e2llm_plugin::MetricInfo;
@@ -44,20 +44,22 @@ pub fn cells(
     wanted: &[String],
     aggregate: &Aggregator<'_>,
 ) -> Result<Vec<Cell>> {
-    let is_number = |s: &Sample| s.slices.get(LENGTH).is_some_and(|l| l.parse::<f64>().is_ok());
-    let all: Vec<&Sample> = samples.iter().collect();
+    let is_number = |l: &String| l.parse::<f64>().is_ok();
+    let has_length: Vec<bool> =
+        samples.slice_sets().iter().map(|set| set.get(LENGTH).is_some_and(is_number)).collect();
+    let places = samples.places();
     let mut cells = Vec::new();
-    if !samples.iter().all(is_number) {
+    if !places.iter().all(|p| has_length[samples.slice_set(*p)]) {
         return Ok(cells);
     }
     // slices are in the order of showing: numbers by size
-    for slice in slices(&all).iter().filter(|s| s.name != ALL) {
+    for slice in slices(Part { samples, places: &places }).filter(|s| s.name != ALL) {
         let Some((LENGTH, length)) = slice.name.split_once('=') else { continue };
-        for cell in slices(&slice.samples) {
+        for cell in slices(Part { samples, places: &slice.places }) {
             let Some((by, level)) = cell.name.split_once('=').filter(|(key, _)| *key != LENGTH) else {
                 continue;
             };
-            let made = corpus_values(metrics, samples.columns(), &cell.samples, aggregate)?;
+            let made = corpus_values(metrics, Part { samples, places: &cell.places }, aggregate)?;
             let values = metrics.iter().flat_map(|m| &m.values).filter(|v| wanted.contains(&v.id));
             cells.extend(values.filter_map(|v| {
                 let (unit, scale) = shown_in(v.unit);
@@ -69,7 +71,7 @@ pub fn cells(
                     metric: v.id.clone(),
                     unit,
                     value: decimals(ten_decimals(made.get(&v.id)? * scale), 4),
-                    n: cell.samples.len(),
+                    n: cell.places.len(),
                 })
             }));
         }

@@ -13,6 +13,7 @@
 //! time and no date is in anything but `timings.csv`. Proportions are multiplied by 100 here and nowhere before.
 
 mod aggregate;
+mod columns;
 mod compare;
 mod heatmap;
 mod leaderboard;

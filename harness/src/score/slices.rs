@@ -1,28 +1,35 @@
 //! The parts of a task that are reported apart: all of it, then e.g. `difficulty=hard`.
 
-use super::samples::Sample;
+use super::samples::Part;
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 /// The name of the slice that is everything.
 pub(super) const ALL: &str = "all";
 
-/// One slice: its name and its samples, in order.
+/// One slice: its name and its samples' places, in order.
 pub(super) struct Slice<'a> {
     pub(super) name: String,
-    pub(super) samples: Vec<&'a Sample>,
+    pub(super) places: Cow<'a, [usize]>,
 }
 
-/// All slices of samples: the whole first, then by name and by value (numbers by size, before words).
-pub(super) fn slices<'a>(samples: &[&'a Sample]) -> Vec<Slice<'a>> {
-    let keys: BTreeSet<(&str, Value<'_>)> =
-        samples.iter().flat_map(|r| r.slices.iter()).map(|(k, v)| (k.as_str(), Value(v))).collect();
-    let mut all = vec![Slice { name: ALL.to_owned(), samples: samples.to_vec() }];
-    all.extend(keys.into_iter().map(|(key, Value(value))| Slice {
-        name: format!("{key}={value}"),
-        samples: samples.iter().copied().filter(|r| r.slices.get(key).is_some_and(|v| v == value)).collect(),
-    }));
-    all
+/// All slices of samples, made one by one: the whole first, then by name and by value (numbers by size, before words).
+pub(super) fn slices(part: Part<'_>) -> impl Iterator<Item = Slice<'_>> {
+    let sets = part.samples.slice_sets();
+    let mut is_used = vec![false; sets.len()];
+    part.iter().for_each(|p| is_used[part.samples.slice_set(p)] = true);
+    let used = sets.iter().zip(&is_used).filter(|(_, used)| **used).flat_map(|(set, _)| set.iter());
+    let keys: BTreeSet<(&str, Value<'_>)> = used.map(|(k, v)| (k.as_str(), Value(v))).collect();
+    let of = move |(key, Value(value)): (&str, Value<'_>)| {
+        let has: Vec<bool> = sets.iter().map(|set| set.get(key).is_some_and(|v| v == value)).collect();
+        Slice {
+            name: format!("{key}={value}"),
+            places: part.iter().filter(|p| has[part.samples.slice_set(*p)]).collect(),
+        }
+    };
+    let all = Slice { name: ALL.to_owned(), places: part.places.into() };
+    std::iter::once(all).chain(keys.into_iter().map(of))
 }
 
 /// A slice's value in the order of showing: 4000 comes before 16000.

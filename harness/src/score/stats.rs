@@ -16,23 +16,39 @@ pub const DEFAULT_RESAMPLES: usize = 2_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clusters {
     /// Group of each sample; groups are numbered as they first appear.
-    of: Vec<usize>,
+    of: Vec<u32>,
     /// Samples of each group.
-    sizes: Vec<usize>,
+    sizes: Vec<u32>,
 }
 
 impl Clusters {
     /// Numbers the groups of samples given in order. An empty name is a group of its own.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let mut known = BTreeMap::new();
+        let names = names.into_iter().map(|name| (!name.is_empty()).then_some(name));
+        Self::collect(names, |name, next| *known.entry(name).or_insert(next))
+    }
+
+    /// The same of groups that are numbered from 1; 0 is a group of its own.
+    pub(super) fn numbered(groups: impl IntoIterator<Item = u32>) -> Self {
+        let mut known = Vec::new();
+        let groups = groups.into_iter().map(|number| (number > 0).then_some(number as usize));
+        Self::collect(groups, |number, next| {
+            known.resize(known.len().max(number + 1), None);
+            *known[number].get_or_insert(next)
+        })
+    }
+
+    /// `group_of` gives the group of a name, which is the next one where the name is new.
+    fn collect<K>(names: impl Iterator<Item = Option<K>>, mut group_of: impl FnMut(K, u32) -> u32) -> Self {
         let mut clusters = Self { of: Vec::new(), sizes: Vec::new() };
         for name in names {
-            let next = clusters.sizes.len();
-            let group = if name.is_empty() { next } else { *known.entry(name).or_insert(next) };
+            let next = clusters.sizes.len() as u32;
+            let group = name.map_or(next, |name| group_of(name, next));
             if group == next {
                 clusters.sizes.push(0);
             }
-            clusters.sizes[group] += 1;
+            clusters.sizes[group as usize] += 1;
             clusters.of.push(group);
         }
         clusters
@@ -57,7 +73,7 @@ impl Clusters {
     pub(super) fn sums(&self, values: &[f64]) -> Vec<f64> {
         let mut sums = vec![0.0; self.len()];
         for (&group, value) in self.of.iter().zip(values) {
-            sums[group] += value;
+            sums[group as usize] += value;
         }
         sums
     }
@@ -182,7 +198,7 @@ pub(super) fn resampled(
             let mut drawn = 0;
             for _ in 0..groups {
                 let group = draw(&mut rng, groups);
-                drawn += clusters.sizes[group];
+                drawn += clusters.sizes[group] as usize;
                 for (total, column) in totals.iter_mut().zip(&sums) {
                     *total += column[group];
                 }

@@ -1,7 +1,8 @@
 //! `timings.csv`: what it took, per task. Measured, so it is the one table that does not repeat.
 
+use super::columns::Column;
 use super::leaderboard::{decimals, into_text, unwritable};
-use super::samples::{Answer, Samples};
+use super::samples::Samples;
 use super::stats::{mean, quantile};
 use crate::failure::Result;
 use serde::Serialize;
@@ -37,24 +38,31 @@ pub struct FirstToken {
 impl TaskTimings {
     /// The times of a task's samples.
     pub fn of(task: &str, samples: &Samples) -> Self {
-        let answers: Vec<&Answer> = samples.iter().filter_map(|s| s.answer.as_ref()).collect();
-        let mut first: Vec<f64> = answers.iter().map(|a| a.time_to_first_token).collect();
-        first.sort_by(f64::total_cmp);
-        let decoded: u64 = answers.iter().map(|a| u64::from(a.generated.saturating_sub(1))).sum();
-        let mut times: Vec<f64> = answers.iter().map(|a| a.decode_time).collect();
-        times.sort_by(f64::total_cmp);
-        let seconds: f64 = times.iter().sum();
+        let answered = || (0..samples.end()).filter(|p| samples.is_answered(*p));
+        let (tokens, times) = (samples.tokens(), samples.times());
+        let sorted = |column: &Column<f64>| {
+            let mut values: Vec<f64> = answered().map(|p| column.get(p)).collect();
+            values.sort_unstable_by(f64::total_cmp);
+            values
+        };
+        let first = sorted(&times.to_first_token);
+        let n = first.len();
+        let first_token = (n > 0).then(|| FirstToken {
+            mean: mean(&first),
+            p50: quantile(&first, 0.5),
+            p95: quantile(&first, 0.95),
+        });
+        drop(first);
+        let seconds: f64 = sorted(&times.decode).iter().sum();
+        let generated = || answered().map(|p| u64::from(tokens.generated.get(p)));
+        let decoded: u64 = generated().map(|n| n.saturating_sub(1)).sum();
         Self {
             task: task.to_owned(),
-            n: answers.len(),
-            first_token: (!first.is_empty()).then(|| FirstToken {
-                mean: mean(&first),
-                p50: quantile(&first, 0.5),
-                p95: quantile(&first, 0.95),
-            }),
+            n,
+            first_token,
             decode_tokens_per_second: (decoded > 0 && seconds > 0.0).then(|| decoded as f64 / seconds),
-            generated_tokens: answers.iter().map(|a| u64::from(a.generated)).sum(),
-            peak_memory: answers.iter().filter_map(|a| a.peak_memory).max(),
+            generated_tokens: generated().sum(),
+            peak_memory: answered().filter_map(|p| times.peak_memory.get(p)).max(),
         }
     }
 }

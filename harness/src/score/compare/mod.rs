@@ -14,7 +14,7 @@ pub use pairing::TaskRun;
 pub use tables::{comparison_csv, comparison_markdown, comparison_text, notes};
 
 use super::aggregate::{Aggregator, measure, shown_in, ten_decimals};
-use super::samples::{Columns, Sample};
+use super::samples::{Part, Samples};
 use super::stats::{Clusters, Statistic, interval_seed};
 use crate::failure::{Failure, Result};
 use crate::store::SampleRecord;
@@ -356,10 +356,10 @@ impl<'a> Values<'a> {
         let Some((metric, value)) = all.find(|(_, v)| v.id == id) else {
             return Err(Failure::usage(format!("no metric is called `{id}`")));
         };
-        let mut columns = Columns::default();
-        let samples: Vec<Sample> = records.iter().map(|r| columns.sample(r)).collect();
-        let samples: Vec<&Sample> = samples.iter().collect();
-        let (made, statistic) = measure(metric, value, &columns, &samples, self.aggregate)?;
+        let mut samples = Samples::default();
+        records.iter().enumerate().for_each(|(place, r)| samples.put(place, r));
+        let part = Part { samples: &samples, places: &samples.places() };
+        let (made, statistic) = measure(metric, value, part, self.aggregate)?;
         Ok(Measured { metric, value, made, statistic })
     }
 }

@@ -1,6 +1,7 @@
 //! Records and metrics made by hand.
 
 mod results;
+mod samples;
 mod stats;
 mod tables;
 

@@ -51,6 +51,14 @@ fn samples_without_a_group_are_on_their_own() {
 }
 
 #[test]
+fn numbered_groups_are_those_of_names() {
+    let names = ["c", "", "a", "c", "b", "", "a"];
+    let numbered = Clusters::numbered([3, 0, 1, 3, 2, 0, 1]);
+    assert_eq!((&numbered, numbered.len(), numbered.samples()), (&Clusters::new(names), 5, 7));
+    assert_eq!(numbered.sums(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), [5.0, 2.0, 10.0, 5.0, 6.0]);
+}
+
+#[test]
 fn one_group_has_no_interval() {
     let clusters = Clusters::new(["a", "a", "a"]);
     let statistic = Statistic::Mean(vec![0.0, 1.0, 0.5]);
