@@ -125,6 +125,27 @@ fn a_torn_last_line_is_done_again() {
 }
 
 #[test]
+fn a_sample_of_another_plan_is_done_again() {
+    let dir = tempdir().unwrap();
+    let expected = uninterrupted(dir.path(), &[]);
+    let out = dir.path().join("uninterrupted");
+    let file = out.join("samples/quality.jsonl");
+    let whole = text(&out, "samples/quality.jsonl");
+    let first = whole.lines().next().unwrap();
+    let other = "0".repeat(64);
+    let stale = format!(
+        "{{\"score_error\":\"stale\",\"key\":\"{other}\"{}",
+        &first[first.find(",\"index\"").unwrap()..]
+    );
+    // instead of the one it was, and behind it
+    for lines in [whole.replacen(first, &stale, 1), format!("{whole}{stale}\n")] {
+        std::fs::write(&file, lines).unwrap();
+        echo(&out, TASKS, &["-q", "--resume"]).code(0);
+        assert!(repeatable(&out) == expected);
+    }
+}
+
+#[test]
 fn ctrl_c_is_130_and_resumable() {
     let dir = tempdir().unwrap();
     let expected = uninterrupted(dir.path(), &[]);

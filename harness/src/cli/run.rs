@@ -97,7 +97,7 @@ impl Evaluation<'_> {
         set_token_counter(self.counter.get_or_insert_with(|| backend.token_counter()).clone());
         let fingerprint = backend.info().fingerprint.clone();
         let trained_on = TrainedOn::of(settings, backend.info(), quiet, &self.cancel)?;
-        let plans = tasks
+        let mut plans = tasks
             .into_iter()
             .map(|task| TaskPlan::new(task, settings, &fingerprint, trained_on.as_ref()))
             .collect::<Result<Vec<_>>>()?;
@@ -118,7 +118,7 @@ impl Evaluation<'_> {
         }
         accept(&manifest)?;
         folder.write("manifest.toml", &manifest.to_text()?)?;
-        let finished = run_plans(settings, &plans, backend.as_mut(), &folder, quiet, &self.cancel)?;
+        let finished = run_plans(settings, &mut plans, backend.as_mut(), &folder, quiet, &self.cancel)?;
         let metrics = |entry: &TaskEntry| {
             let plan = plans.iter().find(|p| p.entry.id == entry.id);
             plan.map(|p| p.task.metrics.clone()).ok_or_else(|| Failure::failed("a task without a plan"))
@@ -138,7 +138,7 @@ fn batch_size(settings: &RunSettings, backend: &dyn Backend) -> usize {
 
 fn run_plans(
     settings: &RunSettings,
-    plans: &[TaskPlan],
+    plans: &mut [TaskPlan],
     backend: &mut dyn Backend,
     folder: &RunFolder,
     quiet: bool,
@@ -151,6 +151,8 @@ fn run_plans(
         let one = execute(settings, plan, backend, folder, planned, &mut batch, quiet, cancel)?;
         all.samples += one.samples;
         all.errors += one.errors;
+        // they are written: results need the memory for themselves
+        plan.samples = Vec::new();
     }
     Ok(all)
 }

@@ -54,7 +54,15 @@ pub fn execute(
     quiet: bool,
     cancel: &CancelFlag,
 ) -> Result<Finished> {
-    let (writer, failed) = folder.append(&plan.entry.id)?;
+    // of samples that are finished: whether they failed
+    let mut done: Vec<Option<bool>> = vec![None; plan.samples.len()];
+    let writer = folder.append(&plan.entry.id, |sample| {
+        let index = sample.index as usize;
+        // of several at one place the last counts, as for results
+        if let Some(planned) = plan.samples.get(index) {
+            done[index] = (planned.key() == sample.key).then(|| sample.failed());
+        }
+    })?;
     let primary = &plan.entry.primary_metric;
     let parts = plan.task.metrics.parts(primary);
     let reporter = Reporter::new(&plan.entry.id, plan.entry.samples, primary, parts, quiet);
@@ -73,7 +81,7 @@ pub fn execute(
             part.push(examples.next().ok_or_else(gone)??);
         }
         // a queue that was not finished is redone whole: batching then changes no result
-        let done: Option<Vec<bool>> = keys.iter().map(|k| failed.get(&k.key()).copied()).collect();
+        let done: Option<Vec<bool>> = done[start * queue..][..keys.len()].iter().copied().collect();
         if let Some(done) = done {
             run.finished.errors += done.iter().filter(|failed| **failed).count() as u64;
             run.finished.samples += keys.len() as u64;

@@ -5,12 +5,13 @@ use super::trained_on::TrainedOn;
 use crate::config::RunSettings;
 use crate::data;
 use crate::failure::{Failure, Result};
+use crate::names::NameHash;
 use crate::store::{FileUsed, TaskEntry};
 use e2llm_backend::fingerprint::{hex, sha256_file};
 use e2llm_backend::{Fingerprint, Generation, Request};
 use e2llm_plugin::client::ExampleStream;
 use e2llm_plugin::{Example, Prompt};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// One sample of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,14 +126,14 @@ impl TaskPlan {
                 Ok(FileUsed { path: p.display().to_string(), sha256 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let (mut samples, mut ids, mut wordings) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut samples, mut ids, mut wordings) = (Vec::new(), HashSet::new(), BTreeSet::new());
         let mut style = String::new();
         let mut seen_in_training = trained_on.map(|_| 0);
         let mut questions = Fingerprint::new("questions", "1");
         for example in selection.clone().examples(stream) {
             let example = example.map_err(within)?;
             let prompt = task.client.prompt(&example).map_err(within)?;
-            if !ids.insert(example.id.clone()) {
+            if !ids.insert(NameHash::of(&example.id)) {
                 return Err(Failure::failed(format!(
                     "task `{}`: sample id `{}` occurs twice in its data",
                     task.info.id, example.id
@@ -162,7 +163,7 @@ impl TaskPlan {
             });
             style = prompt.style;
         }
-        if let Some(missing) = selection.ids.iter().flatten().find(|id| !ids.contains(*id)) {
+        if let Some(missing) = selection.ids.iter().flatten().find(|id| !ids.contains(&NameHash::of(id))) {
             // an id without a task's name may belong to another task: the caller checks that it is somewhere
             tracing::debug!("task `{}` has no sample `{missing}`", task.info.id);
         }

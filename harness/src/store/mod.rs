@@ -15,11 +15,10 @@ mod sample;
 
 pub use manifest::{FORMAT, FileUsed, Manifest, PluginUsed, TaskEntry};
 pub use run_set::RunSet;
-pub use sample::{Outcome, SampleRecord};
+pub use sample::{KnownSample, Outcome, SampleRecord};
 
 use crate::failure::{Failure, Result};
 use lines::Appender;
-use sample::KnownSample;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -119,17 +118,12 @@ impl RunFolder {
         Ok(lines.filter(move |s| s.as_ref().map_or(true, |s| s.index < planned)))
     }
 
-    /// Opens a task's samples for appending and gives the keys of those that are there, and whether they failed.
+    /// Opens a task's samples for appending; `known` gets those that are there, as they were written.
     ///
     /// # Errors
     /// A damaged file, or one that cannot be written.
-    pub fn append(&self, task: &str) -> Result<(SampleWriter, BTreeMap<String, bool>)> {
-        let mut known = BTreeMap::new();
-        let appender = Appender::open(&self.samples_path(task), |s: KnownSample| {
-            let failed = s.failed();
-            known.insert(s.key, failed);
-        })?;
-        Ok((SampleWriter(appender), known))
+    pub fn append(&self, task: &str, known: impl FnMut(KnownSample)) -> Result<SampleWriter> {
+        Appender::open(&self.samples_path(task), known).map(SampleWriter)
     }
 }
 

@@ -69,8 +69,11 @@ impl SampleRecord {
 
 /// As much of a finished sample as decides whether it is done again.
 #[derive(Debug, Deserialize)]
-pub(super) struct KnownSample {
-    pub(super) key: String,
+pub struct KnownSample {
+    /// As [`SampleRecord::key`].
+    pub key: String,
+    /// As [`SampleRecord::index`].
+    pub index: u64,
     outcome: KnownOutcome,
     #[serde(default)]
     score_error: Option<IgnoredAny>,
@@ -85,7 +88,7 @@ enum KnownOutcome {
 
 impl KnownSample {
     /// As [`SampleRecord::failed`].
-    pub(super) fn failed(&self) -> bool {
+    pub fn failed(&self) -> bool {
         self.score_error.is_some() || matches!(self.outcome, KnownOutcome::Failed(_))
     }
 }
