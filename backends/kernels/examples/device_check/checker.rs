@@ -122,7 +122,7 @@ impl Checker {
     /// Prints the time of a call on the GPU, and what it moves or computes per second.
     pub(crate) fn time(&self, name: &str, work: f64, unit: &str, f: impl Fn() -> Result<()>) -> Result<()> {
         const CALLS: usize = 20;
-        if self.skips(name) {
+        if self.skips(&format!("time {name}")) {
             return Ok(());
         }
         for _ in 0..3 {

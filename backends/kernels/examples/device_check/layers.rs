@@ -188,7 +188,7 @@ pub(crate) fn layers(c: &mut Checker) -> Result<()> {
     // Ranks of the updates of attention and of the feed-forward block, and layers one after the other.
     for (b, t, h, d, m, (rank, fed), count) in [
         (5, 61, 12, 32, 256, (32, 32), 1),
-        (12, 130, 3, 48, 160, (3, 3), 1),
+        (12, 130, 3, 48, 160, (7, 7), 1),
         // Without updates; and beside weights.
         (3, 100, 6, 64, 512, (0, 0), 1),
         (1, 33, 32, 128, 1024, (8, 8), 1),
