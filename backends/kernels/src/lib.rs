@@ -51,7 +51,7 @@ pub use host::on_workers;
 pub use linear::linear;
 pub use lora::lora_linear;
 pub use loss::{IGNORED, cross_entropy};
-pub use memory::{keep_freed_memory, peak_memory, reset_peak_memory};
+pub use memory::{keep_freed_memory, peak_memory, reset_peak_memory, unwritten};
 pub use node::backward;
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamW, Update, adamw_step, adamw_steps, global_norm};

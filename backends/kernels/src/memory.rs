@@ -1,6 +1,6 @@
 //! How much of a device's memory tensors take.
 
-use candle_core::{Device, Result};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 
 /// Bytes that tensors on `device` took at most at once since the last [`reset_peak_memory`], as the allocator counts
 /// them: what libraries take for themselves is not in it. `None` on devices that do not count.
@@ -25,6 +25,21 @@ pub fn reset_peak_memory(device: &Device) -> Result<()> {
         #[cfg(feature = "cuda")]
         Device::Cuda(dev) => crate::cuda::memory::reset_peak(dev),
         _ => Ok(()),
+    }
+}
+
+/// A tensor to be written before it is read: on a GPU its elements are whatever the memory held, NaN included.
+///
+/// # Errors
+/// Memory that cannot be had.
+pub fn unwritten(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    let shape = shape.into();
+    match (device, dtype) {
+        #[cfg(feature = "cuda")]
+        (Device::Cuda(dev), DType::BF16) => crate::cuda::unwritten::<half::bf16>(shape, dev),
+        #[cfg(feature = "cuda")]
+        (Device::Cuda(dev), DType::F32) => crate::cuda::unwritten::<f32>(shape, dev),
+        _ => Tensor::zeros(shape, dtype, device),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{Heads, Memory, Rope};
 use candle_core::{Result, Tensor, bail};
-use e2llm_kernels::Mask;
+use e2llm_kernels::{Mask, unwritten};
 
 /// Room made at first; it doubles when full.
 const FIRST_CAPACITY: usize = 256;
@@ -87,7 +87,7 @@ impl KvCache {
         if self.len > 0 || !self.layers.is_empty() || elements * like.dtype().size_in_bytes() > IN_ONE {
             return Ok(());
         }
-        let all = Tensor::zeros((2 * layers, batch, heads, capacity, d), like.dtype(), like.device())?;
+        let all = unwritten((2 * layers, batch, heads, capacity, d), like.dtype(), like.device())?;
         let layer = |i| Ok(Some((all.get(2 * i)?, all.get(2 * i + 1)?)));
         self.layers = (0..layers).map(layer).collect::<Result<_>>()?;
         Ok(())
@@ -111,7 +111,7 @@ impl KvCache {
             let first = self.expected.max(FIRST_CAPACITY);
             let capacity = if room == 0 { needed.max(first) } else { needed.max(2 * room) };
             let grow = |old: Option<&Tensor>| -> Result<Tensor> {
-                let new = Tensor::zeros((batch, heads, capacity, d), like.dtype(), like.device())?;
+                let new = unwritten((batch, heads, capacity, d), like.dtype(), like.device())?;
                 if let Some(old) = old {
                     new.slice_set(&old.narrow(2, 0, self.len)?.contiguous()?, 2, 0)?;
                 }

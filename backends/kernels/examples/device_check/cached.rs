@@ -1,5 +1,7 @@
 //! New positions read behind remembered ones, layer by layer, against the graph of small operations.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor};
 use e2llm_kernels::{
     CachedLayer, CachedPass, Cross, Mask, Plain, Positions, RowLengths, Span, attention, linear, rms_norm,
@@ -105,13 +107,29 @@ fn check(
         inputs.push(randn(&[1, hkv, n, d])?);
     }
     c.check(&name, &inputs, 0, |t| {
+        let whole = t[0].device().is_cuda() && t[0].dtype() == DType::BF16;
         // Copies, or the next type would find the positions of this one.
         let (keys, values) = (t[1].force_contiguous()?, t[2].force_contiguous()?);
-        if let Case::Beyond { first, .. } = case {
-            let unseen =
-                Tensor::full(f32::NAN, (1, hkv, *first, d), t[0].device())?.to_dtype(t[0].dtype())?;
-            keys.slice_set(&unseen, 2, 0)?;
-            values.slice_set(&unseen, 2, 0)?;
+        // Neither what is before those seen nor what is behind them may be looked at.
+        let hide = |row: usize, places: Range<usize>| -> Result<()> {
+            if places.is_empty() {
+                return Ok(());
+            }
+            let unseen = Tensor::full(f32::NAN, (1, hkv, places.len(), d), t[0].device())?;
+            let unseen = unseen.to_dtype(t[0].dtype())?;
+            for memory in [&keys, &values] {
+                memory.narrow(0, row, 1)?.slice_set(&unseen, 2, places.start)?;
+            }
+            Ok(())
+        };
+        match case {
+            Case::Beyond { first, .. } => hide(0, 0..*first)?,
+            Case::Behind(offset, rows) => hide(0, offset + rows..room)?,
+            Case::Last(lengths) if whole => {
+                lengths.iter().enumerate().try_for_each(|(i, n)| hide(i, *n..room))?;
+            }
+            // The graph multiplies all of it by weights that may be 0; and of several sequences all is compared.
+            Case::Last(_) | Case::Spans(_) => (),
         }
         let cross = states.map(|_| {
             let [norm, q, o, keys, values] = [0, 1, 2, 3, 4].map(|i| &t[of_cross + i]);
@@ -145,7 +163,7 @@ fn check(
             Case::Spans(spans) => spans.iter().map(|s| s.offset + s.positions).collect(),
         };
         let lengths = RowLengths::new(lengths, t[0].device())?;
-        let y = if t[0].device().is_cuda() && t[0].dtype() == DType::BF16 {
+        let y = if whole {
             let positions = match case {
                 Case::Behind(offset, _) => Positions::Behind(*offset),
                 Case::Beyond { first, offset, .. } => Positions::Beyond { first: *first, offset: *offset },

@@ -262,6 +262,12 @@ pub(crate) fn tensor<T: CudaDType>(data: CudaSlice<T>, shape: impl Into<Shape>, 
     Tensor::from_storage(Storage::Cuda(storage(data, dev)), shape, BackpropOp::none(), false)
 }
 
+/// A tensor whose elements are whatever the memory held.
+pub(crate) fn unwritten<T: CudaDType + DeviceRepr>(shape: Shape, dev: &CudaDevice) -> Result<Tensor> {
+    let data = alloc::<T>(dev, shape.elem_count())?;
+    Ok(tensor(data, shape, dev))
+}
+
 /// A size as the kernels take it.
 pub(crate) fn int(n: usize) -> Result<i32> {
     i32::try_from(n)
