@@ -1,6 +1,6 @@
 //! What a decoder remembers of the positions it has read.
 
-use crate::{CrossKeys, KvCache, PREFILL_BLOCK, RollingCache, Rope};
+use crate::{CrossKeys, KvCache, RollingCache, Rope};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
@@ -41,9 +41,9 @@ pub trait Memory: Send {
     /// Positions read so far, those that were forgotten included.
     fn offset(&self) -> usize;
 
-    /// Positions that may be read at once, from here on.
+    /// Positions that may be read at once, from here on; where it does not matter, more than are ever read.
     fn block(&self) -> usize {
-        PREFILL_BLOCK
+        usize::MAX
     }
 
     /// Takes in the keys and values of the next positions and returns what their queries see: `[B, H, T, d]`.

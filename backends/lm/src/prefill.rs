@@ -7,6 +7,9 @@ use candle_core::Tensor;
 /// cache and one block.
 pub const PREFILL_BLOCK: usize = 512;
 
+/// The same on a GPU: enough tiles of a product for all of its processors.
+const ON_GPU: usize = 1024;
+
 /// A part of a prompt.
 #[derive(Debug, Clone)]
 pub enum Segment {
@@ -76,7 +79,8 @@ pub(crate) fn read_blocks(
     cancelled: &dyn Fn() -> bool,
     mut each: impl FnMut(&Tensor) -> candle_core::Result<()>,
 ) -> Result<()> {
-    let mut size = memory.block().clamp(1, PREFILL_BLOCK);
+    let most = if llama.device().is_cpu() { PREFILL_BLOCK } else { ON_GPU };
+    let mut size = memory.block().clamp(1, most);
     let mut parts = Vec::new();
     let mut filled = 0;
     let total = prompt_len(prompt);
@@ -94,7 +98,7 @@ pub(crate) fn read_blocks(
                 let block = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
                 each(&llama.forward_hidden(&block, None, Some(&mut *memory))?)?;
                 parts.clear();
-                (filled, size) = (0, memory.block().clamp(1, PREFILL_BLOCK));
+                (filled, size) = (0, memory.block().clamp(1, most));
             }
         }
     }

@@ -168,7 +168,7 @@ impl Memory for SelfExtendCache {
     fn block(&self) -> usize {
         let left = self.neighbours.saturating_sub(self.offset());
         let most = if self.is_grouped || left == 0 { self.before() } else { left };
-        most.clamp(1, PREFILL_BLOCK)
+        most.max(1)
     }
 
     fn behind(&mut self) -> Option<&mut KvCache> {

@@ -3,7 +3,7 @@
 use super::select::{Pooling, highest, pooled};
 use candle_core::{D, DType, Result, Tensor, bail};
 use e2llm_kernels::Mask;
-use e2llm_lm::{Heads, KvCache, Memory, PREFILL_BLOCK, Rope};
+use e2llm_lm::{Heads, KvCache, Memory, Rope};
 use rayon::prelude::*;
 
 /// What is kept of a prompt.
@@ -106,8 +106,8 @@ impl Memory for SnapKvCache {
     /// The last positions of the prompt, whose queries are needed, are read apart.
     fn block(&self) -> usize {
         match self.unobserved() {
-            0 => PREFILL_BLOCK,
-            before => before.min(PREFILL_BLOCK),
+            0 => usize::MAX,
+            before => before,
         }
     }
 
