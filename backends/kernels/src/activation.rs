@@ -10,8 +10,9 @@ use half::bf16;
 use std::mem::MaybeUninit;
 use std::sync::LazyLock;
 
-use crate::element::{Element, Real, for_dtype, halves, storage, written, zeros};
+use crate::element::{Element, Real, for_dtype, halves, halves_mut, same, storage, written, zeros};
 use crate::host;
+use crate::profile::{Kind, timer};
 
 /// What a function of one number makes of each of bf16's, by its bits. Few of them come often, so that reading the result is
 /// several times faster than computing it, and it is the same to the last bit.
@@ -22,6 +23,7 @@ fn table<A: Copy>(f: impl Fn(f32) -> A) -> Box<[A; 1 << 16]> {
 }
 
 static GELU: Table<bf16> = LazyLock::new(|| table(|x| bf16::narrow(x * x.normal().0)));
+static GELU_SLOPE: Table<f32> = LazyLock::new(|| table(gelu_slope));
 static SILU: Table<f32> = LazyLock::new(|| table(|z| z * sigmoid(z)));
 
 /// `gate * sigmoid(gate) * up`, element by element, for two tensors of one shape.
@@ -29,7 +31,7 @@ static SILU: Table<f32> = LazyLock::new(|| table(|z| z * sigmoid(z)));
 /// # Errors
 /// If shapes, element types or devices differ.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let _timer = crate::profile::timer(crate::profile::Kind::Elementwise);
+    let _timer = timer(Kind::Elementwise);
     if gate.shape() != up.shape() || gate.dtype() != up.dtype() {
         bail!(
             "silu_mul: gate {:?} {:?} and up {:?} {:?} differ",
@@ -47,7 +49,7 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the element type is not supported.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    let _timer = crate::profile::timer(crate::profile::Kind::Elementwise);
+    let _timer = timer(Kind::Elementwise);
     x.contiguous()?.apply_op1(Gelu)
 }
 
@@ -72,29 +74,7 @@ impl CustomOp2 for SiluMul {
             if up.len() != gate.len() {
                 bail!("silu_mul: {} elements and {}", gate.len(), up.len());
             }
-            let shape = al.shape().clone();
-            if let (Some(gate), Some(up)) = (halves(gate), halves(up)) {
-                let silu: &[f32; 1 << 16] = &SILU;
-                let write = |y: &mut [MaybeUninit<bf16>]| {
-                    host::for_rows(y, 1, #[inline(always)] |first, y| {
-                        for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
-                            y.write(bf16::narrow(silu[usize::from(gate.to_bits())] * up.widen()));
-                        }
-                    });
-                };
-                // SAFETY: there are as many of both as are written.
-                return Ok((storage(unsafe { written(gate.len(), write) }), shape));
-            }
-            let write = |y: &mut [MaybeUninit<T>]| {
-                host::for_rows(y, 1, #[inline(always)] |first, y| {
-                    for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
-                        let z = gate.widen();
-                        y.write(T::narrow(z * sigmoid(z) * up.widen()));
-                    }
-                });
-            };
-            // SAFETY: as above.
-            Ok((storage(unsafe { written(gate.len(), write) }), shape))
+            Ok((storage(silu_mul_of(gate, up)), al.shape().clone()))
         })
     }
 
@@ -128,16 +108,7 @@ impl CustomOp2 for SiluMul {
             let z = host::slice::<T>(host::cpu(&a)?, al)?;
             let u = host::slice::<T>(host::cpu(&b)?, bl)?;
             let g = host::slice::<T>(host::cpu(&c)?, cl)?;
-            let (mut dz, mut du) = (zeros::<T>(z.len()), zeros::<T>(z.len()));
-            host::for_rows2(&mut dz, &mut du, 1, #[inline(always)] |first, dz, du| {
-                let inputs = z[first..].iter().zip(&u[first..]).zip(&g[first..]);
-                for ((dz, du), ((z, u), g)) in dz.iter_mut().zip(du).zip(inputs) {
-                    let (z, u, g) = (z.widen(), u.widen(), g.widen());
-                    let s = sigmoid(z);
-                    *du = T::narrow(g * z * s);
-                    *dz = T::narrow(g * u * s * (<T as Element>::Acc::ONE + z * (<T as Element>::Acc::ONE - s)));
-                }
-            });
+            let (dz, du) = silu_mul_gradients(z, u, g);
             let tensor = |v: Vec<T>| Tensor::from_vec(v, gate.shape(), gate.device());
             Ok((Some(tensor(dz)?), Some(tensor(du)?)))
         })
@@ -151,29 +122,7 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         for_dtype!("gelu", x.dtype(), T => {
-            let x = host::slice::<T>(x, layout)?;
-            if let Some(x) = halves(x) {
-                let gelu: &[bf16; 1 << 16] = &GELU;
-                let write = |y: &mut [MaybeUninit<bf16>]| {
-                    host::for_rows(y, 1, #[inline(always)] |first, y| {
-                        for (y, x) in y.iter_mut().zip(&x[first..]) {
-                            y.write(gelu[usize::from(x.to_bits())]);
-                        }
-                    });
-                };
-                // SAFETY: there are as many as are written.
-                return Ok((storage(unsafe { written(x.len(), write) }), layout.shape().clone()));
-            }
-            let write = |y: &mut [MaybeUninit<T>]| {
-                host::for_rows(y, 1, #[inline(always)] |first, y| {
-                    for (y, x) in y.iter_mut().zip(&x[first..]) {
-                        let x = x.widen();
-                        y.write(T::narrow(x * x.normal().0));
-                    }
-                });
-            };
-            // SAFETY: as above.
-            Ok((storage(unsafe { written(x.len(), write) }), layout.shape().clone()))
+            Ok((storage(gelu_of(host::slice::<T>(x, layout)?)), layout.shape().clone()))
         })
     }
 
@@ -190,18 +139,147 @@ impl CustomOp1 for Gelu {
         }
         for_dtype!("gelu", x.dtype(), T => {
             let ((a, al), (b, bl)) = (x.storage_and_layout(), grad.storage_and_layout());
-            let (xd, g) = (host::slice::<T>(host::cpu(&a)?, al)?, host::slice::<T>(host::cpu(&b)?, bl)?);
-            let mut dx = zeros::<T>(xd.len());
-            host::for_rows(&mut dx, 1, #[inline(always)] |first, dx| {
-                for ((dx, x), g) in dx.iter_mut().zip(&xd[first..]).zip(&g[first..]) {
-                    let x = x.widen();
-                    let (cdf, density) = x.normal();
-                    *dx = T::narrow(g.widen() * (cdf + x * density));
-                }
-            });
+            let xd = host::slice::<T>(host::cpu(&a)?, al)?;
+            let mut dx = host::slice::<T>(host::cpu(&b)?, bl)?.to_vec();
+            gelu_gradient(xd, &mut dx);
             Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
         })
     }
+}
+
+/// [`silu_mul`] of as many numbers of both.
+pub(crate) fn silu_mul_of<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
+    let _timer = timer(Kind::Elementwise);
+    assert_eq!(gate.len(), up.len(), "gates and values");
+    if let (Some(gate), Some(up)) = (halves(gate), halves(up)) {
+        let silu: &[f32; 1 << 16] = &SILU;
+        let write = |y: &mut [MaybeUninit<bf16>]| {
+            host::for_rows(
+                y,
+                1,
+                #[inline(always)]
+                |first, y| {
+                    for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+                        y.write(bf16::narrow(silu[usize::from(gate.to_bits())] * up.widen()));
+                    }
+                },
+            );
+        };
+        // SAFETY: there are as many of both as are written.
+        if let Ok(y) = same(unsafe { written(gate.len(), write) }) {
+            return y;
+        }
+    }
+    let write = |y: &mut [MaybeUninit<T>]| {
+        host::for_rows(
+            y,
+            1,
+            #[inline(always)]
+            |first, y| {
+                for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+                    let z = gate.widen();
+                    y.write(T::narrow(z * sigmoid(z) * up.widen()));
+                }
+            },
+        );
+    };
+    // SAFETY: as above.
+    unsafe { written(gate.len(), write) }
+}
+
+/// Gradients of gates and values, given that of the products.
+pub(crate) fn silu_mul_gradients<T: Element>(gate: &[T], up: &[T], g: &[T]) -> (Vec<T>, Vec<T>) {
+    let _timer = timer(Kind::Elementwise);
+    let (mut dz, mut du) = (zeros::<T>(gate.len()), zeros::<T>(gate.len()));
+    host::for_rows2(
+        &mut dz,
+        &mut du,
+        1,
+        #[inline(always)]
+        |first, dz, du| {
+            let inputs = gate[first..].iter().zip(&up[first..]).zip(&g[first..]);
+            for ((dz, du), ((z, u), g)) in dz.iter_mut().zip(du).zip(inputs) {
+                let (z, u, g) = (z.widen(), u.widen(), g.widen());
+                let s = sigmoid(z);
+                *du = T::narrow(g * z * s);
+                *dz = T::narrow(g * u * s * (T::Acc::ONE + z * (T::Acc::ONE - s)));
+            }
+        },
+    );
+    (dz, du)
+}
+
+/// [`gelu`] of numbers.
+pub(crate) fn gelu_of<T: Element>(x: &[T]) -> Vec<T> {
+    let _timer = timer(Kind::Elementwise);
+    if let Some(x) = halves(x) {
+        let gelu: &[bf16; 1 << 16] = &GELU;
+        let write = |y: &mut [MaybeUninit<bf16>]| {
+            host::for_rows(
+                y,
+                1,
+                #[inline(always)]
+                |first, y| {
+                    for (y, x) in y.iter_mut().zip(&x[first..]) {
+                        y.write(gelu[usize::from(x.to_bits())]);
+                    }
+                },
+            );
+        };
+        // SAFETY: there are as many as are written.
+        if let Ok(y) = same(unsafe { written(x.len(), write) }) {
+            return y;
+        }
+    }
+    let write = |y: &mut [MaybeUninit<T>]| {
+        host::for_rows(
+            y,
+            1,
+            #[inline(always)]
+            |first, y| {
+                for (y, x) in y.iter_mut().zip(&x[first..]) {
+                    let x = x.widen();
+                    y.write(T::narrow(x * x.normal().0));
+                }
+            },
+        );
+    };
+    // SAFETY: as above.
+    unsafe { written(x.len(), write) }
+}
+
+/// Makes of gradients of [`gelu`]'s values those of its inputs `x`.
+pub(crate) fn gelu_gradient<T: Element>(x: &[T], g: &mut [T]) {
+    let _timer = timer(Kind::Elementwise);
+    if let (Some(x), Some(g)) = (halves(x), halves_mut(g)) {
+        let slope: &[f32; 1 << 16] = &GELU_SLOPE;
+        return host::for_rows(
+            g,
+            1,
+            #[inline(always)]
+            |first, g| {
+                for (g, x) in g.iter_mut().zip(&x[first..]) {
+                    *g = bf16::narrow(g.widen() * slope[usize::from(x.to_bits())]);
+                }
+            },
+        );
+    }
+    host::for_rows(
+        g,
+        1,
+        #[inline(always)]
+        |first, g| {
+            for (g, x) in g.iter_mut().zip(&x[first..]) {
+                *g = T::narrow(g.widen() * gelu_slope(x.widen()));
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn gelu_slope<A: Real>(x: A) -> A {
+    let (cdf, density) = x.normal();
+    cdf + x * density
 }
 
 #[inline(always)]

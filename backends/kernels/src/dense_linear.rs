@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use crate::element::{Element, Real, for_dtype, storage};
 use crate::host;
-use crate::host_product::{Term, columns_times_rows, rows_times_columns, rows_times_rows};
+use crate::host_product::{Term, columns_times_rows, narrow_all, rows_times_columns, rows_times_rows};
 
 /// `x weight^T + bias`, with gradients to all three.
 ///
@@ -69,7 +69,7 @@ fn backward(x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Optio
         let gd = host::slice::<T>(host::cpu(&gs)?, gl)?;
         let tensor = |v: Vec<T>, like: &Tensor| Tensor::from_vec(v, like.shape(), like.device());
         let dx = x.track_op().then(|| tensor(rows_times_rows(&[Term::new(gd, wd, n)], k), x));
-        let dw = w.track_op().then(|| tensor(columns_times_rows(gd, xd, n, k), w));
+        let dw = w.track_op().then(|| tensor(narrow_all(columns_times_rows(gd, xd, n, k)), w));
         Ok((dx.transpose()?, dw.transpose()?))
     })
 }

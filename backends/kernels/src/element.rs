@@ -138,9 +138,13 @@ pub(crate) unsafe fn written<T: Copy>(n: usize, write: impl FnOnce(&mut [MaybeUn
 }
 
 /// The same vector where both types are one.
-pub(crate) fn same<T: 'static, U: 'static>(elements: Vec<T>) -> Option<Vec<U>> {
-    let elements: Box<dyn Any> = Box::new(elements);
-    elements.downcast().ok().map(|elements| *elements)
+pub(crate) fn same<T: 'static, U: 'static>(elements: Vec<T>) -> Result<Vec<U>, Vec<T>> {
+    let mut elements = Some(elements);
+    let any: &mut dyn Any = &mut elements;
+    match any.downcast_mut().and_then(Option::<Vec<U>>::take) {
+        Some(same) => Ok(same),
+        None => Err(elements.unwrap_or_default()),
+    }
 }
 
 /// `n` zeros.
@@ -161,19 +165,35 @@ pub(crate) fn widened<T: Element>(data: &[T]) -> Option<&[T::Acc]> {
     })
 }
 
-/// As [`widened`], for writing.
-pub(crate) fn widened_mut<T: Element>(data: &mut [T]) -> Option<&mut [T::Acc]> {
-    (T::DTYPE == <T::Acc as WithDType>::DTYPE).then(|| {
-        // SAFETY: as in `widened`.
-        unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) }
-    })
-}
-
 /// The same slice if its elements are bf16.
 pub(crate) fn halves<T: Element>(data: &[T]) -> Option<&[bf16]> {
     (T::DTYPE == bf16::DTYPE).then(|| {
         // SAFETY: as in `widened`.
         unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
+    })
+}
+
+/// As [`halves`], for writing.
+pub(crate) fn halves_mut<T: Element>(data: &mut [T]) -> Option<&mut [bf16]> {
+    (T::DTYPE == bf16::DTYPE).then(|| {
+        // SAFETY: as in `widened`.
+        unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) }
+    })
+}
+
+/// Sums as float32, if that is what they are.
+pub(crate) fn floats<A: Real>(sums: &[A]) -> Option<&[f32]> {
+    (A::DTYPE == f32::DTYPE).then(|| {
+        // SAFETY: as in `widened`.
+        unsafe { std::slice::from_raw_parts(sums.as_ptr().cast(), sums.len()) }
+    })
+}
+
+/// As [`floats`], for writing.
+pub(crate) fn floats_mut<A: Real>(sums: &mut [A]) -> Option<&mut [f32]> {
+    (A::DTYPE == f32::DTYPE).then(|| {
+        // SAFETY: as in `widened`.
+        unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), sums.len()) }
     })
 }
 

@@ -1,6 +1,7 @@
 //! A safe face for the matrix product routine that candle uses as well.
 
 use gemm::Parallelism;
+use std::mem::MaybeUninit;
 
 use crate::element::Real;
 
@@ -37,6 +38,13 @@ impl<'a, A> Mat<'a, A> {
     }
 }
 
+/// `a * b`, whose inner size must not be 0, on all threads: writes every element of `out`, row-major without gaps.
+pub(crate) fn first_product<A: Real>(a: Mat<'_, A>, b: Mat<'_, A>, out: &mut [MaybeUninit<A>]) {
+    assert!(a.cols > 0 && out.len() == a.rows * b.cols, "a product that does not write its result");
+    // SAFETY: the elements are those of `out`, which are written only.
+    unsafe { multiply(a, b, (out.as_mut_ptr().cast(), out.len()), b.cols, false, true) };
+}
+
 /// `out = a * b`, or `out += a * b` if `add`; `out` is row-major with rows `stride` elements apart.
 ///
 /// Uses all threads if `parallel`; tasks that already run in parallel pass `false`.
@@ -48,23 +56,39 @@ pub(crate) fn product<A: Real>(
     add: bool,
     parallel: bool,
 ) {
+    // SAFETY: the elements are those of `out`, which is borrowed mutably, so they overlap neither input.
+    unsafe { multiply(a, b, (out.as_mut_ptr(), out.len()), stride, add, parallel) };
+}
+
+/// See [`product`].
+///
+/// # Safety
+/// There must be that many elements to write, which no one else reads or writes meanwhile, and to read if `add`.
+unsafe fn multiply<A: Real>(
+    a: Mat<'_, A>,
+    b: Mat<'_, A>,
+    (out, len): (*mut A, usize),
+    stride: usize,
+    add: bool,
+    parallel: bool,
+) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     assert_eq!(k, b.rows, "inner sizes of a matrix product differ");
     if m == 0 || n == 0 {
         return;
     }
-    assert!(a.fits() && b.fits() && stride >= n && (m - 1) * stride + n <= out.len(), "matrix out of bounds");
+    assert!(a.fits() && b.fits() && stride >= n && (m - 1) * stride + n <= len, "matrix out of bounds");
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     let alpha = if add { A::ONE } else { A::ZERO };
-    // SAFETY: the assertions above keep every element the routine reads or writes inside its slice, and `out` is
-    // borrowed mutably, so it overlaps neither input.
+    // SAFETY: the assertions above keep every element the routine reads or writes inside its slice, and the caller vouches
+    // for `out`.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             stride as isize,
             add,

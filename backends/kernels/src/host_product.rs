@@ -4,10 +4,11 @@
 //! none, through float32, panel by panel, so that what is widened stays in the cache.
 
 use crate::bf16::{self, Out};
-use crate::element::{Element, Real, halves, same, widened, widened_mut, written, zeros};
-use crate::gemm::{Mat, product};
+use crate::element::{Element, Real, floats_mut, halves, same, widened, written, zeros};
+use crate::gemm::{Mat, first_product, product};
 use crate::host;
 use crate::simd::dot;
+use std::mem::MaybeUninit;
 
 /// Rows of input up to which each weight is read once and multiplied directly: packing it for a blocked product
 /// would cost more than the product.
@@ -41,33 +42,17 @@ pub(crate) fn rows_times_columns<T: Element>(terms: &[Term<'_, T>], bias: Option
     {
         return y;
     }
+    if m > FEW_ROWS
+        && let Some(y) = wide_product(terms, bias, |w, inner| Mat::new(w, n, inner).t(), (m, n))
+    {
+        return y;
+    }
     let mut y = zeros::<T>(m * n);
     if m == 0 || n == 0 {
         return y;
     }
     if m <= FEW_ROWS {
         few_rows(terms, bias, n, &mut y);
-    } else if let Some(y) = widened_mut(&mut y) {
-        if let Some(bias) = bias {
-            host::for_rows(
-                y,
-                n,
-                #[inline(always)]
-                |_, rows| {
-                    for row in rows.chunks_exact_mut(n) {
-                        for (y, b) in row.iter_mut().zip(bias) {
-                            *y = b.widen();
-                        }
-                    }
-                },
-            );
-        }
-        for (i, t) in terms.iter().enumerate() {
-            if let (Some(x), Some(w)) = (widened(t.rows), widened(t.weight)) {
-                let (x, w) = (Mat::new(x, m, t.inner), Mat::new(w, n, t.inner).t());
-                product(x, w, y, n, i > 0 || bias.is_some(), true);
-            }
-        }
     } else {
         panels(terms, bias, n, &mut y);
     }
@@ -80,16 +65,7 @@ pub(crate) fn rows_times_rows<T: Element>(terms: &[Term<'_, T>], k: usize) -> Ve
     if let Some(out) = half_product(terms, None, |w, inner| Mat::new(w, inner, k), (m, k)) {
         return out;
     }
-    let mut out = zeros::<T>(m * k);
-    if m == 0 || k == 0 {
-        return out;
-    }
-    if let Some(sums) = widened_mut(&mut out) {
-        for (i, t) in terms.iter().enumerate() {
-            if let (Some(x), Some(w)) = (widened(t.rows), widened(t.weight)) {
-                product(Mat::new(x, m, t.inner), Mat::new(w, t.inner, k), sums, k, i > 0, true);
-            }
-        }
+    if let Some(out) = wide_product(terms, None, |w, inner| Mat::new(w, inner, k), (m, k)) {
         return out;
     }
     let mut wide = vec![T::Acc::ZERO; m * k];
@@ -102,27 +78,71 @@ pub(crate) fn rows_times_rows<T: Element>(terms: &[Term<'_, T>], k: usize) -> Ve
             product(part, Mat::new(&w, rows, k), &mut wide, k, true, true);
         }
     }
-    narrow_all(&wide)
+    narrow_all(wide)
 }
 
-/// `a^T b` of rows `a` (`[m, r]`) and `b` (`[m, c]`): `[r, c]`.
-pub(crate) fn columns_times_rows<T: Element>(a: &[T], b: &[T], r: usize, c: usize) -> Vec<T> {
+/// `a^T b` of rows `a` (`[m, r]`) and `b` (`[m, c]`): `[r, c]`, sums as they are.
+pub(crate) fn columns_times_rows<T: Element>(a: &[T], b: &[T], r: usize, c: usize) -> Vec<T::Acc> {
     let m = a.len().checked_div(r).unwrap_or(0);
+    let mut out = vec![T::Acc::ZERO; r * c];
     if let (Some(a), Some(b)) = (halves(a), halves(b))
-        && let Some(out) = rounded(&[(Mat::new(a, m, r).t(), Mat::new(b, m, c))], None, (r, c))
+        && let Some(out) = floats_mut(&mut out)
+        && bf16::product(&[(Mat::new(a, m, r).t(), Mat::new(b, m, c))], None, Out::over(out), true)
     {
-        return out;
-    }
-    let mut out = zeros::<T>(r * c);
-    if let (Some(a), Some(b), Some(out)) = (widened(a), widened(b), widened_mut(&mut out)) {
-        product(Mat::new(a, m, r).t(), Mat::new(b, m, c), out, c, false, true);
+        // Written.
+    } else if let (Some(a), Some(b)) = (widened(a), widened(b)) {
+        product(Mat::new(a, m, r).t(), Mat::new(b, m, c), &mut out, c, false, true);
     } else {
-        let mut wide = vec![T::Acc::ZERO; r * c];
         let (a, b) = (widen_all(a), widen_all(b));
-        product(Mat::new(&a, m, r).t(), Mat::new(&b, m, c), &mut wide, c, false, true);
-        out = narrow_all(&wide);
+        product(Mat::new(&a, m, r).t(), Mat::new(&b, m, c), &mut out, c, false, true);
     }
     out
+}
+
+/// The product `[m, n]` of elements that are their own sums; nothing for others.
+fn wide_product<'a, T: Element>(
+    terms: &[Term<'a, T>],
+    bias: Option<&[T]>,
+    weight: impl Fn(&'a [T::Acc], usize) -> Mat<'a, T::Acc>,
+    (m, n): (usize, usize),
+) -> Option<Vec<T>> {
+    let factors = terms.iter().filter(|t| t.inner > 0).map(|t| {
+        let (x, w) = (widened(t.rows)?, widened(t.weight)?);
+        Some((Mat::new(x, m, t.inner), weight(w, t.inner)))
+    });
+    let factors = factors.collect::<Option<Vec<_>>>()?;
+    let bias = match bias {
+        Some(bias) => Some(widened(bias)?),
+        None => None,
+    };
+    let (mut sums, rest) = match (bias, &factors[..]) {
+        // SAFETY: rows are written as a whole.
+        (Some(bias), all) if n > 0 => (unsafe { written(m * n, |out| repeat(bias, out)) }, all),
+        // SAFETY: a product with an inner size above 0 writes every element.
+        (None, [(x, w), rest @ ..]) => (unsafe { written(m * n, |out| first_product(*x, *w, out)) }, rest),
+        (_, all) => (vec![T::Acc::ZERO; m * n], all),
+    };
+    for (x, w) in rest {
+        product(*x, *w, &mut sums, n, true, true);
+    }
+    same(sums).ok()
+}
+
+/// Writes a row again and again; what is written to consists of such rows.
+fn repeat<A: Real>(row: &[A], out: &mut [MaybeUninit<A>]) {
+    assert!(out.len().is_multiple_of(row.len()), "rows of another length");
+    host::for_rows(
+        out,
+        row.len(),
+        #[inline(always)]
+        |_, rows| {
+            for out in rows.chunks_exact_mut(row.len()) {
+                for (out, v) in out.iter_mut().zip(row) {
+                    out.write(*v);
+                }
+            }
+        },
+    );
 }
 
 /// The product `[m, n]` on the processor's unit for bf16; nothing for other elements and other processors.
@@ -155,7 +175,7 @@ fn rounded<T: Element>(
             assert!(bf16::product(factors, bias, Out::Bf16(out), true), "the unit for bf16 has gone");
         })
     };
-    same(out)
+    same(out).ok()
 }
 
 /// Reads every weight once and multiplies it with all rows.
@@ -241,7 +261,12 @@ fn widen_all<T: Element>(data: &[T]) -> Vec<T::Acc> {
     out
 }
 
-fn narrow_all<T: Element>(data: &[T::Acc]) -> Vec<T> {
+/// Sums rounded to the elements' type.
+pub(crate) fn narrow_all<T: Element>(data: Vec<T::Acc>) -> Vec<T> {
+    let data = match same(data) {
+        Ok(narrow) => return narrow,
+        Err(wide) => wide,
+    };
     let mut out = zeros::<T>(data.len());
     host::for_rows(
         &mut out,

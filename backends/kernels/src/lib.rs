@@ -20,8 +20,10 @@ mod element;
 mod embedding;
 mod gather;
 mod gemm;
+mod head;
 mod host;
 mod host_product;
+mod layer;
 mod linear;
 mod lora;
 mod loss;
@@ -41,13 +43,15 @@ pub use cache::{RowLengths, store_last};
 pub use checkpoint::checkpoint;
 #[cfg(feature = "cuda")]
 pub use cuda::layer::{
-    Adapted, CachedLayer, CachedPass, Cross, DecoderLayer, EncoderLayer, GreedySteps, Plain, Positions,
-    Rolling, Seen, Span, StepModel, embed_norm, float_scores, head_loss, likeliest,
+    CachedLayer, CachedPass, Cross, GreedySteps, Plain, Positions, Rolling, Span, StepModel, embed_norm,
+    float_scores, likeliest,
 };
 pub use dense_linear::dense_linear;
 pub use embedding::embedding;
 pub use gather::{RowMap, gather_rows, gather_rows_onto};
+pub use head::head_loss;
 pub use host::on_workers;
+pub use layer::{Adapted, DecoderLayer, EncoderLayer, Seen};
 pub use linear::linear;
 pub use lora::lora_linear;
 pub use loss::{IGNORED, cross_entropy};

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::element::{Element, Real, for_dtype, storage};
 use crate::host;
-use crate::host_product::{Term, columns_times_rows, rows_times_columns, rows_times_rows};
+use crate::host_product::{Term, columns_times_rows, narrow_all, rows_times_columns, rows_times_rows};
 
 /// `x weight^T + bias + scaling * (x a^T) b^T` with frozen `weight` and `bias`, on the CPU.
 ///
@@ -122,19 +122,15 @@ impl CustomOp3 for LoraLinear {
                 let terms = [Term::new(gd, wd, n), Term::new(&dlow, ad, r)];
                 tensor(rows_times_rows(&terms, k), x)
             });
-            let da = a.track_op().then(|| tensor(columns_times_rows(&dlow, xd, r, k), a));
-            // The side with few rows is the cheaper one to turn.
-            let db = b.track_op().then(|| {
-                let turned = columns_times_rows(lowd, gd, r, n);
-                let rows = (0..n * r).map(|i| turned[i % r * n + i / r]);
-                tensor(rows.collect(), b)
-            });
+            let da = a.track_op().then(|| tensor(narrow_all(columns_times_rows(&dlow, xd, r, k)), a));
+            let db = b.track_op().then(|| tensor(narrow_all(columns_times_rows(gd, lowd, n, r)), b));
             Ok((dx.transpose()?, da.transpose()?, db.transpose()?))
         })
     }
 }
 
-fn scale<T: Element>(values: &mut [T], by: f64) {
+/// Multiplies all values.
+pub(crate) fn scale<T: Element>(values: &mut [T], by: f64) {
     let by = T::Acc::real(by);
     host::for_rows(
         values,

@@ -7,7 +7,7 @@ use candle_core::{
 };
 use std::sync::Mutex;
 
-use crate::element::{Element, Real, for_dtype, storage, zeros};
+use crate::element::{Element, Real, for_dtype, storage};
 use crate::host;
 use crate::simd::{max, sum};
 
@@ -67,27 +67,9 @@ impl CustomOp2 for CrossEntropy {
     ) -> Result<(CpuStorage, Shape)> {
         let (n, v) = xl.shape().dims2()?;
         let targets = host::slice::<u32>(t, tl)?;
-        if let Some((row, &target)) =
-            targets.iter().enumerate().find(|&(_, &t)| t != IGNORED && t as usize >= v)
-        {
-            bail!("cross_entropy: target {target} of row {row} is not below the vocabulary size {v}");
-        }
+        check_targets(targets, v)?;
         for_dtype!("cross_entropy", x.dtype(), T => {
-            let x = host::slice::<T>(x, xl)?;
-            let mut lse = vec![<T as Element>::Acc::ZERO; n];
-            host::for_work(&mut lse, 1, v, #[inline(always)] |first, out| {
-                for (i, out) in out.iter_mut().enumerate() {
-                    if targets[first + i] != IGNORED {
-                        *out = log_sum_exp(&x[(first + i) * v..][..v]);
-                    }
-                }
-            });
-            let mut loss = 0f64;
-            for (row, (&target, lse)) in targets.iter().zip(&lse).enumerate() {
-                if target != IGNORED {
-                    loss += lse.to_f64() - x[row * v + target as usize].to_f64();
-                }
-            }
+            let (loss, lse) = loss_of(host::slice::<T>(x, xl)?, targets, v);
             self.keep(Tensor::from_vec(lse, n, &candle_core::Device::Cpu)?);
             Ok((storage(vec![<T as Element>::Acc::real(loss)]), Shape::from(())))
         })
@@ -125,24 +107,76 @@ impl CustomOp2 for CrossEntropy {
             let targets = host::slice::<u32>(host::cpu(&ts)?, tl)?;
             let lse = host::to_vec::<<T as Element>::Acc>(&kept)?;
             let g = g.to_scalar::<<T as Element>::Acc>()?;
-            let mut dx = zeros::<T>(x.len());
-            host::for_rows(&mut dx, v, #[inline(always)] |first, rows| {
-                for (i, dx) in rows.chunks_exact_mut(v).enumerate() {
-                    let row = first + i;
-                    if targets[row] == IGNORED {
-                        continue;
-                    }
-                    let (x, lse) = (&x[row * v..][..v], lse[row]);
-                    for (dx, x) in dx.iter_mut().zip(x) {
-                        *dx = T::narrow((x.widen() - lse).exp() * g);
-                    }
-                    let target = targets[row] as usize;
-                    dx[target] = T::narrow(((x[target].widen() - lse).exp() - <T as Element>::Acc::ONE) * g);
-                }
-            });
+            let mut dx = x.to_vec();
+            gradient_in_place(&mut dx, targets, &lse, g, v);
             Ok((Some(Tensor::from_vec(dx, logits.shape(), logits.device())?), None))
         })
     }
+}
+
+/// Refuses targets that are not below the vocabulary's size `v`.
+pub(crate) fn check_targets(targets: &[u32], v: usize) -> Result<()> {
+    let mut rows = targets.iter().enumerate();
+    if let Some((row, target)) = rows.find(|&(_, &t)| t != IGNORED && t as usize >= v) {
+        bail!("cross_entropy: target {target} of row {row} is not below the vocabulary size {v}");
+    }
+    Ok(())
+}
+
+/// The sum of the losses of rows of `v` logits, and the logarithm of each row's sum of exponentials.
+pub(crate) fn loss_of<T: Element>(x: &[T], targets: &[u32], v: usize) -> (f64, Vec<T::Acc>) {
+    let mut lse = vec![T::Acc::ZERO; targets.len()];
+    host::for_work(
+        &mut lse,
+        1,
+        v,
+        #[inline(always)]
+        |first, out| {
+            for (i, out) in out.iter_mut().enumerate() {
+                if targets[first + i] != IGNORED {
+                    *out = log_sum_exp(&x[(first + i) * v..][..v]);
+                }
+            }
+        },
+    );
+    let mut loss = 0f64;
+    for (row, (&target, lse)) in targets.iter().zip(&lse).enumerate() {
+        if target != IGNORED {
+            loss += lse.to_f64() - x[row * v + target as usize].to_f64();
+        }
+    }
+    (loss, lse)
+}
+
+/// Makes of logits the gradient of `g` times their loss.
+pub(crate) fn gradient_in_place<T: Element>(
+    x: &mut [T],
+    targets: &[u32],
+    lse: &[T::Acc],
+    g: T::Acc,
+    v: usize,
+) {
+    host::for_rows(
+        x,
+        v,
+        #[inline(always)]
+        |first, rows| {
+            for (x, (&target, &lse)) in
+                rows.chunks_exact_mut(v).zip(targets[first..].iter().zip(&lse[first..]))
+            {
+                if target == IGNORED {
+                    x.fill(T::narrow(T::Acc::ZERO));
+                    continue;
+                }
+                let target = target as usize;
+                let of_target = ((x[target].widen() - lse).exp() - T::Acc::ONE) * g;
+                for x in x.iter_mut() {
+                    *x = T::narrow((x.widen() - lse).exp() * g);
+                }
+                x[target] = T::narrow(of_target);
+            }
+        },
+    );
 }
 
 #[inline(always)]

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::element::{Element, Real, for_dtype, storage, written, zeros};
 use crate::host;
+use crate::profile::{Kind, timer};
 use crate::simd::{sum, sum2, sum3, vectorised};
 use std::mem::MaybeUninit;
 
@@ -18,7 +19,7 @@ use std::mem::MaybeUninit;
 /// # Errors
 /// If sizes, element types or devices do not fit together.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let _timer = crate::profile::timer(crate::profile::Kind::Norm);
+    let _timer = timer(Kind::Norm);
     check("rms_norm", x, &[weight])?;
     x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
 }
@@ -31,7 +32,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// # Errors
 /// If sizes, element types or devices do not fit together.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let _timer = crate::profile::timer(crate::profile::Kind::Norm);
+    let _timer = timer(Kind::Norm);
     check("layer_norm", x, &[weight, bias])?;
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
 }
@@ -71,8 +72,7 @@ impl CustomOp2 for RmsNorm {
         for_dtype!("rms_norm", x_dtype(x), T => {
             let (x, w) = (host::slice::<T>(x, xl)?, host::slice::<T>(w, wl)?);
             let eps = <T as Element>::Acc::real(self.eps);
-            let y = rows_of(x, w.len(), #[inline(always)] |x, y| rms_row(x, w, eps, y));
-            Ok((storage(y), xl.shape().clone()))
+            Ok((storage(rms_rows(x, w, eps)), xl.shape().clone()))
         })
     }
 
@@ -116,8 +116,7 @@ impl CustomOp3 for LayerNorm {
         for_dtype!("layer_norm", x_dtype(x), T => {
             let (x, w, b) = (host::slice::<T>(x, xl)?, host::slice::<T>(w, wl)?, host::slice::<T>(b, bl)?);
             let eps = <T as Element>::Acc::real(self.eps);
-            let y = rows_of(x, w.len(), #[inline(always)] |x, y| layer_row(x, w, b, eps, y));
-            Ok((storage(y), xl.shape().clone()))
+            Ok((storage(layer_rows(x, w, b, eps)), xl.shape().clone()))
         })
     }
 
@@ -196,6 +195,28 @@ fn rows_of<T: Element>(x: &[T], d: usize, of: impl Fn(&[T], &mut [MaybeUninit<T>
     unsafe { written(x.len(), write) }
 }
 
+/// [`rms_norm`] of rows as long as the weight.
+pub(crate) fn rms_rows<T: Element>(x: &[T], w: &[T], eps: T::Acc) -> Vec<T> {
+    let _timer = timer(Kind::Norm);
+    rows_of(
+        x,
+        w.len(),
+        #[inline(always)]
+        |x, y| rms_row(x, w, eps, y),
+    )
+}
+
+/// [`layer_norm`] of rows as long as weight and bias.
+pub(crate) fn layer_rows<T: Element>(x: &[T], w: &[T], b: &[T], eps: T::Acc) -> Vec<T> {
+    let _timer = timer(Kind::Norm);
+    rows_of(
+        x,
+        w.len(),
+        #[inline(always)]
+        |x, y| layer_row(x, w, b, eps, y),
+    )
+}
+
 #[inline(always)]
 fn rms_row<T: Element>(x: &[T], w: &[T], eps: T::Acc, y: &mut [MaybeUninit<T>]) {
     let (_, r) = moments(x, eps, false);
@@ -232,8 +253,12 @@ fn gradients(
         let wd = host::slice::<T>(host::cpu(&ws)?, wl)?;
         let gd = host::slice::<T>(host::cpu(&gs)?, gl)?;
         let eps = <T as Element>::Acc::real(eps);
-        let dx = x.track_op().then(|| input_gradient(xd, wd, gd, eps, centred));
-        let dx = dx.map(|v| Tensor::from_vec(v, x.shape(), x.device())).transpose()?;
+        let dx = x.track_op().then(|| {
+            let mut dx = zeros::<T>(xd.len());
+            add_input_gradient(xd, wd, gd, eps, centred, &mut dx);
+            Tensor::from_vec(dx, x.shape(), x.device())
+        });
+        let dx = dx.transpose()?;
         if !trained {
             return Ok([dx, None, None]);
         }
@@ -243,12 +268,20 @@ fn gradients(
     })
 }
 
-fn input_gradient<T: Element>(x: &[T], w: &[T], g: &[T], eps: T::Acc, centred: bool) -> Vec<T> {
+/// Adds the gradient of the input, given that of the result, to `dx`.
+pub(crate) fn add_input_gradient<T: Element>(
+    x: &[T],
+    w: &[T],
+    g: &[T],
+    eps: T::Acc,
+    centred: bool,
+    dx: &mut [T],
+) {
+    let _timer = timer(Kind::Norm);
     let d = w.len();
     let n = T::Acc::real(d as f64);
-    let mut dx = zeros::<T>(x.len());
     host::for_rows(
-        &mut dx,
+        dx,
         d,
         #[inline(always)]
         |first, rows| {
@@ -276,12 +309,12 @@ fn input_gradient<T: Element>(x: &[T], w: &[T], g: &[T], eps: T::Acc, centred: b
                 };
                 for i in 0..d {
                     let normal = (x[i].widen() - mean) * r;
-                    dx[i] = T::narrow((g[i].widen() * w[i].widen() - shift - normal * along) * r);
+                    let change = (g[i].widen() * w[i].widen() - shift - normal * along) * r;
+                    dx[i] = T::narrow(dx[i].widen() + change);
                 }
             }
         },
     );
-    dx
 }
 
 /// Column sums of `g * normalised x` and of `g`, over blocks of rows in a fixed order so that results repeat.

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::element::{Element, Real, for_dtype, storage, zeros};
 use crate::host;
+use crate::profile::{Kind, timer};
 
 /// Rotates the pairs `(x[i], x[i + d/2])` of each head by the angle of its position.
 ///
@@ -15,7 +16,7 @@ use crate::host;
 /// # Errors
 /// If sizes or devices do not fit together.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let _timer = crate::profile::timer(crate::profile::Kind::Elementwise);
+    let _timer = timer(Kind::Elementwise);
     let (_, _, t, d) = x.dims4()?;
     if d % 2 != 0 || cos.dims() != [t, d / 2] || sin.dims() != [t, d / 2] {
         bail!("rope: cos {:?} and sin {:?} do not fit x {:?}", cos.shape(), sin.shape(), x.shape());
@@ -62,6 +63,36 @@ impl CustomOp1 for Rope {
         let back = Rope { cos: self.cos.clone(), sin: self.sin.clone(), inverse: true };
         Ok(Some(dense(g)?.apply_op1_no_bwd(&back)?))
     }
+}
+
+/// Rotates the `h` heads of each position of rows `[B, T, h * d]` in place, or back if `inverse`; `cos` and `sin` are `[T, d / 2]`.
+pub(crate) fn rotate_rows<T: Element>(
+    x: &mut [T],
+    (h, t, d): (usize, usize, usize),
+    (cos, sin): (&[T::Acc], &[T::Acc]),
+    inverse: bool,
+) {
+    let _timer = timer(Kind::Elementwise);
+    let half = d / 2;
+    let sign = if inverse { -T::Acc::ONE } else { T::Acc::ONE };
+    host::for_rows(
+        x,
+        d,
+        #[inline(always)]
+        |first, rows| {
+            for (i, row) in rows.chunks_exact_mut(d).enumerate() {
+                let time = (first + i) / h % t;
+                let (cos, sin) = (&cos[time * half..][..half], &sin[time * half..][..half]);
+                let (x1, x2) = row.split_at_mut(half);
+                let x2 = &mut x2[..half];
+                for i in 0..half {
+                    let (a, b, c, s) = (x1[i].widen(), x2[i].widen(), cos[i], sin[i] * sign);
+                    x1[i] = T::narrow(a * c - b * s);
+                    x2[i] = T::narrow(b * c + a * s);
+                }
+            }
+        },
+    );
 }
 
 fn rotate<T: Element>(

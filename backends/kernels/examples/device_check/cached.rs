@@ -9,7 +9,7 @@ use e2llm_kernels::{
 };
 
 use crate::checker::{Checker, randn};
-use crate::layers::split;
+use crate::graphs::split;
 
 /// Where the new positions stand: `rows` of one sequence behind `offset`, the last of each of several, or the next ones of
 /// several, of which the memory has one more. `Beyond` is the first where nothing ahead of a place is seen.

@@ -6,6 +6,7 @@
 
 mod cached;
 mod checker;
+mod graphs;
 mod layers;
 mod operations;
 mod rolling;

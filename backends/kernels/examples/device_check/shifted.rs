@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use e2llm_kernels::*;
 
 use crate::checker::{Checker, randn};
-use crate::layers::{FORMS, Parts, Spec, allow, apply, layer_tensors, split};
+use crate::graphs::{apply, split};
+use crate::layers::{FORMS, Parts, Spec, allow, layer_tensors};
 
 /// Groups of sequences of such lengths, `size` wide, that begin `shift` positions earlier than the sequence.
 fn groups(

@@ -2,15 +2,17 @@
 
 use rayon::prelude::*;
 
-use super::forward::{block_len, gather, matrix};
-use super::{Rows, Size, Visible};
+use super::forward::{gather, matrix};
+use super::{Rows, Size, Visible, narrow_backward};
 use crate::element::{Element, Real, zeros};
 use crate::gemm::{Mat, product};
 use crate::host;
 use crate::simd::{dot, vectorised};
 
+/// Query rows (over all heads of a group) per block.
+const ROWS: usize = 256;
 /// Keys per block.
-const KEYS: usize = 256;
+pub(super) const KEYS: usize = 256;
 /// Parts a head's query blocks are dealt to when there are too few heads to occupy all threads; each part has its
 /// own sums for the gradients of keys and values.
 const PARTS: usize = 4;
@@ -26,14 +28,19 @@ pub(super) struct Inputs<'a, T: Element> {
 }
 
 /// Gradients from one part of the query blocks of one key head.
-struct Part<A> {
-    /// First query position and `[group * rows, d]` of each block.
-    dq: Vec<(usize, Vec<A>)>,
-    dk: Vec<A>,
-    dv: Vec<A>,
+pub(super) struct Part<A> {
+    /// `[group * rows, d]` of each block.
+    pub(super) dq: Vec<Vec<A>>,
+    pub(super) dk: Vec<A>,
+    pub(super) dv: Vec<A>,
 }
 
-/// Gradients of queries `[B, H, Tq, d]`, keys and values `[B, Hkv, Tk, d]`.
+/// Query positions per block.
+pub(super) fn block_len(size: Size) -> usize {
+    (ROWS / size.group()).clamp(1, size.tq.max(1))
+}
+
+/// Gradients of queries `[B, Tq, H, d]`, keys and values `[B, Tk, Hkv, d]`.
 pub(super) fn run<T: Element>(
     size: Size,
     visible: &Visible,
@@ -49,37 +56,53 @@ pub(super) fn run<T: Element>(
         .with_max_len(1)
         .map(|task| {
             let (head, part) = (task / parts, task % parts);
+            let head = (head / hkv, head % hkv);
             // Dealt in turn, since later blocks see more keys under a causal mask.
             let starts = (part..blocks).step_by(parts).map(|block| block * len);
-            one_part(size, visible, scale, &inputs, (head / hkv, head % hkv), starts)
+            match narrow_backward::one_part(size, visible, scale, &inputs, head, starts.clone()) {
+                Some(part) => part,
+                None => one_part(size, visible, scale, &inputs, head, starts),
+            }
         })
         .collect();
 
-    let mut dq = zeros::<T>(b * h * tq * d);
-    for (task, part) in results.iter().enumerate() {
-        let (b, head) = (task / parts / hkv, task / parts % hkv);
-        for (start, block) in &part.dq {
-            let rows = len.min(tq - start);
-            for (g, block) in block.chunks_exact(rows * d).enumerate() {
-                let first = ((b * h + head * group + g) * tq + start) * d;
-                for (out, v) in dq[first..first + rows * d].iter_mut().zip(block) {
+    let mut dq = zeros::<T>(b * tq * h * d);
+    host::for_rows(
+        &mut dq,
+        d,
+        #[inline(always)]
+        |first, rows| {
+            for (r, out) in rows.chunks_exact_mut(d).enumerate() {
+                let (b, i, head) = ((first + r) / h / tq, (first + r) / h % tq, (first + r) % h);
+                let (block, kv) = (i / len, head / group);
+                let part = &results[(b * hkv + kv) * parts + block % parts];
+                let positions = len.min(tq - block * len);
+                let row = head % group * positions + i - block * len;
+                for (out, v) in out.iter_mut().zip(&part.dq[block / parts][row * d..]) {
                     *out = T::narrow(*v);
                 }
             }
-        }
-    }
+        },
+    );
     let total = |which: fn(&Part<T::Acc>) -> &Vec<T::Acc>| -> Vec<T> {
-        let mut out = zeros::<T>(b * hkv * tk * d);
+        let mut out = zeros::<T>(b * tk * hkv * d);
         host::for_rows(
             &mut out,
             d,
             #[inline(always)]
             |first, rows| {
                 for (r, out) in rows.chunks_exact_mut(d).enumerate() {
-                    let (head, t) = ((first + r) / tk, (first + r) % tk);
+                    let (b, t, kv) = ((first + r) / hkv / tk, (first + r) / hkv % tk, (first + r) % hkv);
+                    let parts = &results[(b * hkv + kv) * parts..][..parts];
+                    if let [part] = parts {
+                        for (out, v) in out.iter_mut().zip(&which(part)[t * d..][..d]) {
+                            *out = T::narrow(*v);
+                        }
+                        continue;
+                    }
                     for (c, out) in out.iter_mut().enumerate() {
                         let mut value = T::Acc::ZERO;
-                        for part in &results[head * parts..(head + 1) * parts] {
+                        for part in parts {
                             value += which(part)[t * d + c];
                         }
                         *out = T::narrow(value);
@@ -144,9 +167,11 @@ fn one_part<T: Element>(
                         let i = start + r % positions;
                         let seen = visible.keys(b, i).saturating_sub(first).min(n);
                         let lse = inputs.lse[(b * h + heads.start + r / positions) * tq + i];
+                        // A check of bounds within the loop would keep it from being vectorised.
+                        let delta = delta[r];
                         for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
                             *p = (*p - lse).exp();
-                            *ds = *p * (*ds - delta[r]);
+                            *ds = *p * (*ds - delta);
                         }
                         p[seen..].fill(T::Acc::ZERO);
                         ds[seen..].fill(T::Acc::ZERO);
@@ -161,7 +186,7 @@ fn one_part<T: Element>(
         for dq in &mut dq {
             *dq *= scale;
         }
-        result.dq.push((start, dq));
+        result.dq.push(dq);
     }
     result
 }

@@ -103,11 +103,21 @@ pub(super) fn run<T: Element>(
         (parts, row, top, total)
     };
     let lse = keep.then(|| {
-        let all = (0..b * h * tq).map(|r| {
-            let (_, _, top, total) = merge(r / tq / h, r % tq, r / tq % h);
-            if total == T::Acc::ZERO { T::Acc::INFINITY } else { top + total.ln() }
-        });
-        all.collect()
+        let mut lse = vec![T::Acc::ZERO; b * h * tq];
+        host::for_work(
+            &mut lse,
+            1,
+            d,
+            #[inline(always)]
+            |first, rows| {
+                for (i, lse) in rows.iter_mut().enumerate() {
+                    let r = first + i;
+                    let (_, _, top, total) = merge(r / tq / h, r % tq, r / tq % h);
+                    *lse = if total == T::Acc::ZERO { T::Acc::INFINITY } else { top + total.ln() };
+                }
+            },
+        );
+        lse
     });
     let mut out = zeros::<T>(b * tq * h * d);
     host::for_rows(

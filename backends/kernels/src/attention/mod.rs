@@ -5,7 +5,9 @@ mod backward;
 mod flash;
 mod forward;
 mod groups;
+mod heads;
 mod narrow;
+mod narrow_backward;
 mod wide;
 
 pub use groups::{HeadGroups, group_attention};
@@ -21,6 +23,7 @@ use crate::element::{Element, Real, for_dtype, halves, storage};
 use crate::gemm::Mat;
 use crate::host;
 use crate::rope::dense;
+pub(crate) use heads::Heads;
 
 /// Widest heads that the GPU's kernels hold.
 pub(crate) const WIDEST_ON_GPU: usize = 128;
@@ -321,8 +324,11 @@ impl CustomOp3 for Attention {
             let scale = <T as Element>::Acc::real(self.scale);
             let inputs = backward::Inputs { q: rq, k: rk, v: rv, o: ro, g: rg, lse: &lse };
             let (dq, dk, dv) = backward::run(self.size, &self.visible, scale, inputs);
-            let tensor = |data: Vec<T>, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
-            Ok((Some(tensor(dq, q)?), Some(tensor(dk, k)?), Some(tensor(dv, v)?)))
+            let tensor = |rows: Vec<T>, like: &Tensor| {
+                let (b, h, t, d) = like.dims4()?;
+                Tensor::from_vec(rows, (b, t, h, d), like.device())?.transpose(1, 2).map(Some)
+            };
+            Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
         })
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn many_rows<T: Element>(
     }
     let scale = scale.to_f64() as f32;
     let part = SCRATCH.with_borrow_mut(|scratch| blocks(scratch, task, group, visible, scale, q, k, v));
-    Some(Partial { acc: same(part.acc)?, top: same(part.top)?, total: same(part.total)? })
+    Some(Partial { acc: same(part.acc).ok()?, top: same(part.top).ok()?, total: same(part.total).ok()? })
 }
 
 /// What a task computes with, kept by each thread for its next one.
@@ -48,7 +48,7 @@ thread_local! {
 }
 
 /// The first `n` of a buffer, which grows where it is too small.
-fn room<T: Clone>(buffer: &mut Vec<T>, n: usize, zero: T) -> &mut [T] {
+pub(super) fn room<T: Clone>(buffer: &mut Vec<T>, n: usize, zero: T) -> &mut [T] {
     if buffer.len() < n {
         buffer.resize(n, zero);
     }

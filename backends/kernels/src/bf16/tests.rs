@@ -89,15 +89,25 @@ fn empty_products_write_what_is_left_of_them() {
 }
 
 #[test]
-fn a_left_factor_may_be_transposed() {
-    let (m, n, k) = (20, 40, 70);
-    let (a, b) = (noise(m * k, 1), noise(k * n, 2));
-    let plain: Vec<bf16> = (0..m * k).map(|i| a[i % k * m + i / k]).collect();
-    for unit in units() {
-        let (mut x, mut y) = (vec![0f32; m * n], vec![0f32; m * n]);
-        product(unit, &[(Mat::new(&a, k, m).t(), Mat::new(&b, k, n))], None, Out::over(&mut x), true);
-        product(unit, &[(Mat::new(&plain, m, k), Mat::new(&b, k, n))], None, Out::over(&mut y), true);
-        assert_eq!(x, y);
+fn either_factor_may_be_transposed() {
+    // The smaller one is copied where neither has dense rows.
+    for (m, n, k) in [(20, 40, 70), (40, 20, 70), (33, 65, 300)] {
+        let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+        let turned = |x: &[bf16], rows: usize, columns: usize| -> Vec<bf16> {
+            (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
+        };
+        let (at, bt) = (turned(&a, m, k), turned(&b, k, n));
+        let (a, b) =
+            ([Mat::new(&a, m, k), Mat::new(&at, k, m).t()], [Mat::new(&b, k, n), Mat::new(&bt, n, k).t()]);
+        for unit in units() {
+            let of = |a: Mat<'_, bf16>, b: Mat<'_, bf16>| {
+                let mut out = vec![0f32; m * n];
+                product(unit, &[(a, b)], None, Out::over(&mut out), true);
+                out
+            };
+            let want = of(a[0], b[0]);
+            assert!([(0, 1), (1, 0), (1, 1)].iter().all(|&(i, j)| of(a[i], b[j]) == want), "{m} {n} {k}");
+        }
     }
 }
 

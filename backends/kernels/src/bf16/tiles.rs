@@ -85,8 +85,7 @@ pub(super) fn product<'a>(
     if len == 0 {
         return;
     }
-    // The factor with fewer rows is packed: it is read by all panels of the other.
-    let turned = m < n && terms.iter().all(|(a, b)| a.col == 1 && b.row == 1);
+    let turned = is_turned(terms, (m, n));
     let work = |&(a, b): &Term<'a>| {
         let (left, right) = if turned { (b.t(), a.t()) } else { (a, b) };
         // SAFETY: `unit` says that the processor has AVX-512 with 16-bit integers.
@@ -114,6 +113,19 @@ pub(super) fn product<'a>(
         (0..across * down).into_par_iter().with_max_len(1).for_each(run);
     } else {
         (0..across * down).for_each(run);
+    }
+}
+
+/// Whether the transposed product is made. The left factor has dense rows or is copied, the right one is packed however it is.
+fn is_turned(terms: &[Term<'_>], (m, n): (usize, usize)) -> bool {
+    let (rows, columns) = (terms.iter().all(|(a, _)| a.col == 1), terms.iter().all(|(_, b)| b.row == 1));
+    match (rows, columns) {
+        // The factor with fewer rows is packed: it is read by all panels of the other.
+        (true, true) => m < n,
+        (true, false) => false,
+        (false, true) => true,
+        // The smaller one is copied.
+        (false, false) => n < m,
     }
 }
 

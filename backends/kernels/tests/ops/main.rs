@@ -6,6 +6,9 @@
 
 mod attention;
 mod checkpoint;
+#[path = "../../examples/device_check/graphs.rs"]
+mod graphs;
+mod layers;
 mod optimizer;
 mod rows;
 

@@ -2,7 +2,8 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use e2llm_kernels::{
-    IGNORED, cross_entropy, dense_linear, gelu, layer_norm, linear, lora_linear, rms_norm, rope, silu_mul,
+    IGNORED, cross_entropy, dense_linear, gelu, head_loss, layer_norm, linear, lora_linear, rms_norm, rope,
+    silu_mul,
 };
 
 use crate::{check_forward, check_gradients, check_gradients_in, difference, randn, values};
@@ -274,4 +275,26 @@ fn cross_entropy_is_stable_and_loud() {
     let nan = Tensor::new(&[[f32::NAN, 0.]], &Device::Cpu).unwrap();
     let t = Tensor::new(&[1u32], &Device::Cpu).unwrap();
     assert!(cross_entropy(&nan, &t).unwrap().to_scalar::<f32>().unwrap().is_nan());
+}
+
+#[test]
+fn head_loss_is_the_output_layer_and_its_loss() {
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5), (DType::BF16, 3e-2)] {
+        let (x, weight) = (randn(&[7, 12]), randn(&[23, 12]).to_dtype(dtype).unwrap());
+        let x = Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap();
+        let targets = Tensor::new(&[3u32, 0, IGNORED, 22, 3, 7, IGNORED], &Device::Cpu).unwrap();
+        let logits = linear(&x, &weight, None).unwrap();
+        let graph = cross_entropy(&logits, &targets).unwrap();
+        let whole = head_loss(&x, &weight, &targets).unwrap().unwrap();
+        assert!(difference(&whole, &graph) < 1e-6, "{dtype:?}");
+        let gradient = |loss: &Tensor| {
+            let loss = (loss * 3.0).unwrap();
+            e2llm_kernels::backward(&loss).unwrap().get(&x).unwrap().clone()
+        };
+        let e = difference(&gradient(&whole), &gradient(&graph));
+        assert!(e < tolerance, "{dtype:?}: {e:.1e}");
+        let beyond = Tensor::new(&[23u32; 7], &Device::Cpu).unwrap();
+        assert!(head_loss(&x, &weight, &beyond).is_err());
+        assert!(head_loss(&x, &weight.narrow(1, 0, 11).unwrap(), &targets).is_err());
+    }
 }

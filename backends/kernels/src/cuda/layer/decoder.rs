@@ -4,47 +4,17 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::attention::{self, Heads};
-use super::group::{Adapted, Assembled, Group, assemble, count, few, is_input, trained};
+use super::group::{Assembled, Group, assemble, count, few, is_input};
 use super::ops::{self, Activation, Angles, NormGradient};
 use super::shifted::{self, Halves};
 use super::stack::{self, Keep, Layer, Sum};
 use super::{Buffer, Context, Mat};
 use crate::HeadGroups;
-
-/// The frozen parts of a decoder layer and its trained updates:
-/// `x + o(attention(rope(q), rope(k), v))`, then `x + down(silu(gate) up)`, each behind an RMS norm.
-#[derive(Clone, Debug)]
-pub struct DecoderLayer<'a> {
-    /// Weight `[D]` of the norm before attention; one that is trained is float32.
-    pub input_norm: &'a Tensor,
-    /// Weight `[D]` of the norm before the feed-forward block, likewise.
-    pub post_norm: &'a Tensor,
-    /// Projections q, k, v, o, gate, up, down.
-    pub linears: [Adapted; 7],
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Of the norms.
-    pub eps: f64,
-}
-
-/// What the positions of a batch see.
-#[derive(Clone, Copy, Debug)]
-pub enum Seen<'a> {
-    /// Those up to themselves. What stands behind a row's length, a number of these (`[B]`, u32), means nothing.
-    Before(Option<&'a Tensor>),
-    /// Those of them in the groups of the first half of the heads, and of the second.
-    Groups(&'a [HeadGroups; 2]),
-}
+use crate::layer::{Adapted, DecoderLayer, Seen, trained};
 
 impl DecoderLayer<'_> {
-    /// The value of layers, one after the other, for `x` (`[B, T, D]`, bf16), whose positions see what `seen` says. `cos` and
-    /// `sin` are `[T, d / 2]` in float32. Unless `keep`, the backward pass, [`backward`](crate::backward), computes each layer again.
-    ///
-    /// # Errors
-    /// Tensors that do not fit together, are not on a GPU, or are not what [`Adapted::is_supported`] asks for.
-    pub fn forward(
+    /// [`DecoderLayer::forward`] in bf16 on a GPU.
+    pub(crate) fn forward_on_gpu(
         layers: &[Self],
         x: &Tensor,
         (cos, sin): (&Tensor, &Tensor),
@@ -54,13 +24,13 @@ impl DecoderLayer<'_> {
         let angle = |t: &Tensor| t.detach().to_dtype(DType::F32)?.contiguous();
         let angles = (angle(cos)?, angle(sin)?);
         let nodes = layers.iter().map(|l| l.node(x, &angles, seen)).collect::<Result<Vec<_>>>()?;
-        stack::forward(nodes, x, layers.iter().flat_map(Self::trained).collect(), keep)
+        stack::forward(nodes, x, layers.iter().flat_map(Self::trained_on_gpu).collect(), keep)
     }
 
     /// Its trained tensors, in order.
-    fn trained(&self) -> Vec<&Tensor> {
+    fn trained_on_gpu(&self) -> Vec<&Tensor> {
         let norms = [self.input_norm, self.post_norm].into_iter().filter(|n| n.track_op());
-        trained(&self.linears).into_iter().chain(norms).collect()
+        trained(&self.linears).chain(norms).collect()
     }
 
     fn node(&self, x: &Tensor, angles: &(Tensor, Tensor), seen: Seen<'_>) -> Result<Decoder> {

@@ -4,33 +4,20 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::{self, Heads};
-use super::group::{Activated, Adapted, Assembled, Group, assemble, count, few, is_input, trained};
+use super::group::{Activated, Assembled, Group, assemble, count, few, is_input};
 use super::ops::{self, NormGradient};
 use super::stack::{self, Keep, Layer, Sum};
 use super::{Buffer, Context, Mat};
-
-/// The frozen parts of an encoder layer and its trained updates:
-/// `norm(x + out(attention(q, k, v)))`, then `norm(x + outer(gelu(inner)))`, with layer norms.
-#[derive(Clone, Debug)]
-pub struct EncoderLayer<'a> {
-    /// Weight and bias `[E]` of the norm after attention, and its epsilon.
-    pub attention_norm: (&'a Tensor, &'a Tensor, f64),
-    /// The same of the norm after the feed-forward block.
-    pub norm: (&'a Tensor, &'a Tensor, f64),
-    /// Projections query, key, value, output, inner, outer.
-    pub linears: [Adapted; 6],
-    /// Attention heads.
-    pub heads: usize,
-}
+use crate::layer::{Adapted, EncoderLayer, trained};
 
 impl EncoderLayer<'_> {
-    /// The value of layers, one after the other, for `x` (`[B, T, E]`, bf16). Every position of a row sees those within the
-    /// row's length, a number of `lengths` (`[B]`, u32); what stands behind it means nothing. Unless `keep`, the backward
-    /// pass, [`backward`](crate::backward), computes each layer again.
-    ///
-    /// # Errors
-    /// Tensors that do not fit together, are not on a GPU, or are not what [`Adapted::is_supported`] asks for.
-    pub fn forward(layers: &[Self], x: &Tensor, lengths: Option<&Tensor>, keep: bool) -> Result<Tensor> {
+    /// [`EncoderLayer::forward`] in bf16 on a GPU.
+    pub(crate) fn forward_on_gpu(
+        layers: &[Self],
+        x: &Tensor,
+        lengths: Option<&Tensor>,
+        keep: bool,
+    ) -> Result<Tensor> {
         let nodes = layers.iter().map(|l| l.node(x, lengths)).collect::<Result<Vec<_>>>()?;
         stack::forward(nodes, x, layers.iter().flat_map(|l| trained(&l.linears)).collect(), keep)
     }

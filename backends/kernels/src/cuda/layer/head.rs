@@ -1,7 +1,7 @@
 //! The output layer together with its loss: logits exist for some rows at a time, and their gradient in their place.
 
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 
 use super::group::is_input;
 use super::{Buffer, Context, Mat, PACK, ops};
@@ -11,25 +11,9 @@ use crate::node::{self, Delivery, Node};
 /// Logits that exist at once.
 const LOGITS: usize = 1 << 27;
 
-/// Sum of the cross-entropies of `targets` (`[N]`, u32, [`IGNORED`](crate::IGNORED) drops a row) with logits
-/// `hidden weight^T`, for `hidden` `[N, D]` and a frozen `weight` `[V, D]`, both bf16 on a GPU. `None` if they are not, or
-/// do not start and end on 16-byte boundaries. The value is a float32 scalar; a target beyond the vocabulary makes it NaN.
-///
-/// The gradient of `hidden` is made in the forward pass, since it differs from the one that is asked for by a factor:
-/// neither logits nor their gradient are kept.
-///
-/// # Errors
-/// Sizes that do not fit together.
-pub fn head_loss(hidden: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<Option<Tensor>> {
-    let ((n, d), (v, d2)) = (hidden.dims2()?, weight.dims2()?);
-    if targets.dims() != [n] || targets.dtype() != DType::U32 || d != d2 {
-        bail!(
-            "head_loss: hidden {:?}, weight {:?} and targets {:?}",
-            hidden.dims(),
-            weight.dims(),
-            targets.dims()
-        );
-    }
+/// [`head_loss`](crate::head_loss) on a GPU, of inputs that fit together.
+pub(crate) fn head_loss(hidden: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<Option<Tensor>> {
+    let (v, d) = weight.dims2()?;
     if !is_input(hidden) || !is_input(weight) || !weight.is_contiguous() || d % PACK != 0 || v % PACK != 0 {
         return Ok(None);
     }

@@ -18,11 +18,8 @@ mod steps;
 
 pub use cached::{CachedLayer, CachedPass, Cross, Plain, Positions, Rolling, Span};
 pub use choice::likeliest;
-pub use decoder::{DecoderLayer, Seen};
 pub use embed::embed_norm;
-pub use encoder::EncoderLayer;
-pub use group::Adapted;
-pub use head::head_loss;
+pub(crate) use head::head_loss;
 pub use scores::float_scores;
 pub use steps::{GreedySteps, StepModel};
 

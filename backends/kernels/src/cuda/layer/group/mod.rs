@@ -18,21 +18,11 @@ pub(super) use gelu::Activated;
 use super::ops;
 use super::{Buffer, Context, Mat, PACK};
 use crate::cuda::tensor;
-
-/// A frozen linear with a low-rank update that is trained, `x W^T + bias + scaling (x A^T) B^T`.
-#[derive(Clone, Debug)]
-pub struct Adapted {
-    /// `[out, in]`, bf16.
-    pub weight: Tensor,
-    /// `[out]`, bf16.
-    pub bias: Option<Tensor>,
-    /// A `[r, in]`, B `[out, r]`, both float32, and the factor.
-    pub lora: Option<(Tensor, Tensor, f64)>,
-}
+use crate::layer::Adapted;
 
 impl Adapted {
-    /// Whether a layer on the GPU can hold it.
-    pub fn is_supported(&self) -> bool {
+    /// [`Adapted::is_supported`] on a GPU.
+    pub(crate) fn is_supported_on_gpu(&self) -> bool {
         let dense = |t: &Tensor, dtype| t.device().is_cuda() && t.dtype() == dtype && t.is_contiguous();
         let fits = self.weight.dims().iter().all(|n| n % PACK == 0);
         let bias = self.bias.as_ref().is_none_or(|b| dense(b, DType::BF16));
@@ -339,11 +329,6 @@ impl Group {
 /// How many trained tensors groups have.
 pub(super) fn count(groups: &[Group]) -> usize {
     groups.iter().map(Group::trained).sum()
-}
-
-/// The trained tensors of linears, in order.
-pub(super) fn trained<'a>(linears: impl IntoIterator<Item = &'a Adapted>) -> Vec<&'a Tensor> {
-    linears.into_iter().filter_map(|l| l.lora.as_ref()).flat_map(|(a, b, _)| [a, b]).collect()
 }
 
 /// Whether a tensor is something that a layer of the GPU reads.
