@@ -305,7 +305,7 @@ fn gradients(case: &Case, loaded: &Loaded) -> (f64, BTreeMap<String, Tensor>) {
     let reasoning = loaded.model.answer_loss(&case.reasoning).unwrap().mean().unwrap();
     let reconstruction = loaded.model.answer_loss(&case.reconstruction).unwrap().mean().unwrap();
     let total = (reasoning + (reconstruction * case.expected.lambda).unwrap()).unwrap();
-    let store = total.backward().unwrap();
+    let store = e2llm_kernels::backward(&total).unwrap();
     let gradient = |(name, var): (&String, &Var)| {
         let gradient = store.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
         (name.clone(), gradient.clone())

@@ -1,5 +1,6 @@
 //! Text encoders of the BERT family: absolute positions, post-norm, exact GELU.
 
+use crate::block_layers::{Batch, adapted};
 use crate::config::{BertConfig, LinearSpec, TensorSpec};
 use crate::linear::{Linear, Weight};
 use crate::loader::Loader;
@@ -84,7 +85,6 @@ impl Norm {
         Ok(Self { weight: part("weight")?, bias: part("bias")?, eps })
     }
 
-    #[cfg(feature = "cuda")]
     fn parts(&self) -> (&Tensor, &Tensor, f64) {
         (&self.weight, &self.bias, self.eps)
     }
@@ -135,18 +135,13 @@ impl Layer {
         [query, key, value, attention_out, inner, outer]
     }
 
-    /// The layer as a part of one operation of the GPU, in bf16 there.
-    #[cfg(feature = "cuda")]
+    /// The layer as a part of one operation, where it can be.
     fn whole(&self, x: &Tensor) -> Option<e2llm_kernels::EncoderLayer<'_>> {
         let head_dim = x.dims().last()? / self.heads.max(1);
-        if !crate::whole_layers::fit(x, head_dim) {
-            return None;
-        }
-        let linears: Option<Vec<_>> = self.linears().into_iter().map(Linear::adapted).collect();
         Some(e2llm_kernels::EncoderLayer {
             attention_norm: self.attention_norm.parts(),
             norm: self.norm.parts(),
-            linears: linears?.try_into().ok()?,
+            linears: adapted(x, head_dim, &self.linears())?.try_into().ok()?,
             heads: self.heads,
         })
     }
@@ -277,9 +272,8 @@ impl BertEncoder {
         }
         let index = Tensor::from_vec(flat, ids.len() * longest, &self.device)?;
         let mut x = self.embed_rows(&index, longest)?.reshape((ids.len(), longest, ()))?;
-        #[cfg(feature = "cuda")]
         if let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>() {
-            let batch = crate::whole_layers::Batch::new(&x, Some(&lengths))?;
+            let batch = Batch::new(&x, Some(&lengths))?;
             x = e2llm_kernels::EncoderLayer::forward(&layers, &x, batch.lengths(), !self.checkpointing)?;
             return Ok((x, lengths));
         }

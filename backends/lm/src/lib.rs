@@ -10,6 +10,7 @@
 mod batch;
 mod batch_cache;
 mod bert;
+mod block_layers;
 mod chat;
 mod clock;
 mod config;

@@ -56,7 +56,6 @@ impl Weight {
     }
 
     /// The matrix, where it is dense and frozen.
-    #[cfg(feature = "cuda")]
     pub(crate) fn frozen(&self) -> Option<&Tensor> {
         match self {
             Self::Dense(w) if !w.track_op() => Some(w),
@@ -65,7 +64,6 @@ impl Weight {
     }
 
     /// Whether gradients reach the matrix itself.
-    #[cfg(feature = "cuda")]
     pub(crate) fn is_trained(&self) -> bool {
         matches!(self, Self::Dense(w) if w.track_op())
     }
@@ -140,8 +138,7 @@ impl Linear {
         y + update
     }
 
-    /// The layer in the form that whole layers on a GPU are made of, if it fits there.
-    #[cfg(feature = "cuda")]
+    /// The layer in the form that whole layers are made of, if it fits there.
     pub(crate) fn adapted(&self) -> Option<e2llm_kernels::Adapted> {
         if self.weight.is_trained() {
             return None;
@@ -150,6 +147,11 @@ impl Linear {
         let lora = self.lora.as_ref().map(|l| (l.a.clone(), l.b.clone(), l.scaling));
         let adapted = e2llm_kernels::Adapted { weight: weight.clone(), bias: self.bias.clone(), lora };
         adapted.is_supported().then_some(adapted)
+    }
+
+    /// The frozen weight of a dense layer with neither bias nor update.
+    pub(crate) fn frozen_weight(&self) -> Option<&Tensor> {
+        self.weight.frozen().filter(|_| self.bias.is_none() && self.lora.is_none())
     }
 
     /// The frozen weight and the bias of a dense layer without an update.

@@ -49,7 +49,6 @@ impl ShiftedGroups {
     }
 
     /// For the first half of the heads, and the second.
-    #[cfg(feature = "cuda")]
     pub(crate) fn halves(&self) -> &[HeadGroups; 2] {
         &self.halves
     }

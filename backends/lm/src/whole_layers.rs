@@ -1,23 +1,10 @@
-//! When a layer runs as one operation on a GPU instead of as a graph of small ones.
+//! When new positions are read through whole layers on a GPU instead of through a graph of small operations.
 
 use crate::batch_cache::BatchCache;
 use crate::packed::Packed;
 use crate::{CrossKeys, Llama, Memory};
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use e2llm_kernels::{CachedLayer, CachedPass, Positions, Span};
-
-/// Widest rows and heads that the GPU's layers hold.
-const WIDEST: usize = 4096;
-const WIDEST_HEAD: usize = 128;
-/// Whether a layer with heads of `head_dim` can run that way for `x`: in bf16.
-pub(crate) fn fit(x: &Tensor, head_dim: usize) -> bool {
-    let width = x.dims().last().copied().unwrap_or(0);
-    x.device().is_cuda()
-        && x.dtype() == DType::BF16
-        && width <= WIDEST
-        && head_dim <= WIDEST_HEAD
-        && head_dim.is_multiple_of(16)
-}
 
 /// A decoder's layers as new positions `x` are read with them behind remembered ones, where the GPU can; `states` are what its
 /// cross-attention reads.
@@ -107,23 +94,4 @@ pub(crate) fn read_packed(
         pass.layer(layer, keys, values)?;
     }
     pass.finish_normal(llama.last_norm(), llama.config().rms_norm_eps, x.dims()).map(Some)
-}
-
-/// The lengths of a batch's rows on the GPU, put there once for all layers.
-pub(crate) struct Batch(Option<Tensor>);
-
-impl Batch {
-    /// For `x` (`[B, T, ..]`); nothing where all rows are full or the GPU does not need it.
-    pub(crate) fn new(x: &Tensor, lengths: Option<&[usize]>) -> Result<Self> {
-        let t = x.dim(1)?;
-        let Some(lengths) = lengths.filter(|l| x.device().is_cuda() && l.iter().any(|n| *n < t)) else {
-            return Ok(Self(None));
-        };
-        let lengths: Vec<u32> = lengths.iter().map(|&n| n as u32).collect();
-        Ok(Self(Some(Tensor::new(lengths, x.device())?)))
-    }
-
-    pub(crate) fn lengths(&self) -> Option<&Tensor> {
-        self.0.as_ref()
-    }
 }

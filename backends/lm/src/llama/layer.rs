@@ -4,6 +4,7 @@ use super::tensors::layer_linears;
 #[cfg(feature = "cuda")]
 use crate::CrossKeys;
 use crate::batch_cache::BatchCache;
+use crate::block_layers::adapted;
 use crate::config::LlamaConfig;
 use crate::cross_attention::CrossAttention;
 use crate::linear::Linear;
@@ -123,15 +124,15 @@ impl Layer {
         Ok(copy)
     }
 
-    /// The layer as a part of one operation of the GPU, in bf16 there.
-    #[cfg(feature = "cuda")]
+    /// The layer as a part of one operation, where it can be.
     pub(super) fn whole(&self, x: &Tensor) -> Option<e2llm_kernels::DecoderLayer<'_>> {
-        let graph = self.head_norms.is_some() || self.cross.is_some();
-        if graph || !crate::whole_layers::fit(x, self.head_dim) {
+        let trained = x.device().is_cpu() && self.norms().iter().any(|n| n.track_op());
+        let graph = trained || self.head_norms.is_some() || self.cross.is_some();
+        if graph {
             return None;
         }
-        let linears: Option<Vec<_>> = self.linears().into_iter().map(Linear::adapted).collect();
-        let linears: [e2llm_kernels::Adapted; 7] = linears?.try_into().ok()?;
+        let linears: [e2llm_kernels::Adapted; 7] =
+            adapted(x, self.head_dim, &self.linears())?.try_into().ok()?;
         let heads = |l: &e2llm_kernels::Adapted| l.weight.dims()[0] / self.head_dim;
         Some(e2llm_kernels::DecoderLayer {
             input_norm: &self.input_norm,

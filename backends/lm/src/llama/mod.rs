@@ -8,6 +8,7 @@ mod layer;
 mod tensors;
 
 use crate::batch_cache::BatchCache;
+use crate::block_layers::Batch;
 use crate::config::LlamaConfig;
 use crate::cross_attention::CrossAttention;
 use crate::linear::{Linear, Weight};
@@ -16,6 +17,7 @@ use crate::rope::Rope;
 use crate::shifted::ShiftedGroups;
 use crate::{CrossKeys, LmError, LoraSource, Memory, Params, Precision, Result, Source, Weights};
 use candle_core::{DType, Device, Tensor};
+use e2llm_kernels::{DecoderLayer, Seen};
 use layer::{Attend, Layer, attend, checkpointed, rms_norm};
 use tensors::{head, linears};
 
@@ -242,10 +244,10 @@ impl Llama {
         let (cos, sin) = self.rope.tables(0, t, t)?;
         let groups =
             self.shifted.then(|| ShiftedGroups::new((batch, t), lengths, &self.device)).transpose()?;
-        #[cfg(feature = "cuda")]
-        if let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>() {
-            use e2llm_kernels::{DecoderLayer, Seen};
-            let batch = crate::whole_layers::Batch::new(&x, lengths)?;
+        if (groups.is_none() || self.device.is_cuda())
+            && let Some(layers) = self.layers.iter().map(|l| l.whole(&x)).collect::<Option<Vec<_>>>()
+        {
+            let batch = Batch::new(&x, lengths)?;
             let (tables, keep) = ((&cos, &sin), !self.checkpointing);
             let seen = groups.as_ref().map_or(Seen::Before(batch.lengths()), |g| Seen::Groups(g.halves()));
             x = DecoderLayer::forward(&layers, &x, tables, seen, keep)?;
@@ -358,10 +360,8 @@ impl Llama {
     /// # Errors
     /// Shapes that do not fit.
     pub fn cross_entropy(&self, hidden: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Some(weight) = self.head.plain()
-            && weight.bias.is_none()
-            && let Some(loss) = e2llm_kernels::head_loss(hidden, weight.weight, targets)?
+        if let Some(weight) = self.head.frozen_weight()
+            && let Some(loss) = e2llm_kernels::head_loss(hidden, weight, targets)?
         {
             return Ok(loss);
         }
