@@ -31,9 +31,8 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Exit> {
         profile: args.profile,
         seed: args.seed,
     };
-    let is_cpu = settings.device.is_cpu();
     let benches = if args.benches.iter().any(|b| b == "all") {
-        Bench::ALL.into_iter().filter(|b| !(is_cpu && args.profile && *b == Bench::Train)).collect()
+        Bench::ALL.to_vec()
     } else {
         args.benches.iter().map(|b| b.parse()).collect::<std::result::Result<Vec<_>, _>>().map_err(failure)?
     };

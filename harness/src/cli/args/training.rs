@@ -166,7 +166,7 @@ pub struct BenchArgs {
     /// Compute layers again in the backward pass instead of keeping their activations
     #[arg(long)]
     pub checkpointing: bool,
-    /// Tell where the time of one more run goes, by kind of operation; on the CPU not of `train`
+    /// Tell where the time of one more run goes, by kind of operation
     #[arg(long)]
     pub profile: bool,
     /// Seed of weights and inputs
