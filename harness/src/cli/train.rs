@@ -55,9 +55,11 @@ pub(super) fn open_model(
 ) -> Result<Box<dyn Trainable>> {
     let device: Device = config.compute.device.parse().map_err(Failure::usage)?;
     let device = open_device(device)?;
-    if device.is_cpu() && config.compute.dtype == "bf16" && !quiet {
+    // Their layers are graphs of small operations, whose gradients candle adds up.
+    let is_graph = matches!(config.model.method, Method::Cepe | Method::Longlora);
+    if is_graph && device.is_cpu() && config.compute.dtype == "bf16" && !quiet {
         output::note(
-            "note: on a CPU a step in bf16 takes longer than in float32: dtype = \"f32\" under [compute]",
+            "note: on a CPU a step of this method takes longer in bf16 than in float32: dtype = \"f32\" under [compute]",
         );
     }
     let fetcher = fetcher(models.models_file.as_deref(), models.offline, quiet, cancel)?;
