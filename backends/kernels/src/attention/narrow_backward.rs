@@ -92,7 +92,11 @@ impl Task<'_> {
         let ((b, kv), group) = (self.head, self.size.group());
         let [q, _, _, o, g] = self.rows;
         let Scratch { queries, gradients, lse, delta, seen, .. } = scratch;
-        (queries.clear(), gradients.clear(), lse.clear(), delta.clear(), seen.clear());
+        queries.clear();
+        gradients.clear();
+        lse.clear();
+        delta.clear();
+        seen.clear();
         vectorised(
             #[inline(always)]
             || {

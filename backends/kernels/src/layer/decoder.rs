@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::DecoderLayer;
 use super::linears::{Linears, Lows, Updates, lent};
-use super::stack::Layer;
+use super::stack::{Gradients, Layer};
 use crate::activation::{silu_mul_gradients, silu_mul_of};
 use crate::attention::Heads;
 use crate::element::{Element, Real};
@@ -148,7 +148,7 @@ impl Layer for Decoder {
         kept: Kept<T>,
         mut g: Vec<T>,
         wanted: bool,
-    ) -> Result<(Option<Vec<T>>, Vec<Option<Tensor>>)> {
+    ) -> Result<Gradients<T>> {
         let Kept { normal, qkv: [q, k, v], o, lse, middle, second_normal, gate, up, gated, lows, updates } =
             kept;
 

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::EncoderLayer;
 use super::linears::{Linears, Lows, Updates, lent};
-use super::stack::Layer;
+use super::stack::{Gradients, Layer};
 use crate::activation::{gelu_gradient, gelu_of};
 use crate::attention::Heads;
 use crate::element::{Element, Real, zeros};
@@ -116,13 +116,7 @@ impl Layer for Encoder {
         Ok((y, Kept { qkv, o, lse, attended_sum, attended, inner, activated, sum, lows, updates }))
     }
 
-    fn backward<T: Element>(
-        &self,
-        x: &[T],
-        kept: Kept<T>,
-        g: Vec<T>,
-        wanted: bool,
-    ) -> Result<(Option<Vec<T>>, Vec<Option<Tensor>>)> {
+    fn backward<T: Element>(&self, x: &[T], kept: Kept<T>, g: Vec<T>, wanted: bool) -> Result<Gradients<T>> {
         let Kept { qkv, o, lse, attended_sum, attended, inner, activated, sum, lows, updates } = kept;
 
         let dsum = self.norm_gradient(1, &sum, &g)?;

@@ -141,7 +141,7 @@ impl Linears {
                 of_lows.push(None);
                 continue;
             };
-            let mut dlow = lent(b, |b| Ok(rows_times_rows(&[Term::new(*g, b, part.outputs)], rank)))?;
+            let mut dlow = lent(b, |b| Ok(rows_times_rows(&[Term::new(g, b, part.outputs)], rank)))?;
             scale(&mut dlow, scaling);
             let tensor = |sums: Vec<T::Acc>, like: &Tensor| {
                 Tensor::from_vec(sums, like.shape(), like.device())?.to_dtype(*master).map(Some)
@@ -171,7 +171,7 @@ impl Linears {
         let stores: Vec<_> = factors.iter().map(|(_, matrix, _)| matrix.storage_and_layout()).collect();
         let mut terms = Vec::with_capacity(factors.len());
         for ((rows, _, inner), (storage, layout)) in factors.iter().zip(&stores) {
-            terms.push(Term::new(*rows, host::slice::<T>(host::cpu(storage)?, layout)?, *inner));
+            terms.push(Term::new(rows, host::slice::<T>(host::cpu(storage)?, layout)?, *inner));
         }
         Ok(rows_times_rows(&terms, self.inputs))
     }

@@ -8,6 +8,9 @@ use crate::node::{self, Delivery, Node};
 use std::marker::PhantomData;
 use std::ops::Range;
 
+/// Gradients of an input, where it was wanted, and of trained tensors.
+pub(super) type Gradients<T> = (Option<Vec<T>>, Vec<Option<Tensor>>);
+
 /// A layer of a [`Stack`].
 pub(super) trait Layer: Send + Sync + 'static {
     /// What the backward pass reads beside the input.
@@ -26,7 +29,7 @@ pub(super) trait Layer: Send + Sync + 'static {
         kept: Self::Kept<T>,
         g: Vec<T>,
         wanted: bool,
-    ) -> Result<(Option<Vec<T>>, Vec<Option<Tensor>>)>;
+    ) -> Result<Gradients<T>>;
 }
 
 /// `x` (`[B, ..]`) through `layers`, of which `trained` are the trained tensors in order. They are made once for each of the
@@ -74,6 +77,8 @@ struct Stack<L, T> {
 /// Of a layer its input, unless that is the piece's own, and what it kept itself.
 type Kept<L, T> = (Option<Vec<T>>, Option<<L as Layer>::Kept<T>>);
 
+type KeptOfAll<L, T> = Vec<Kept<L, T>>;
+
 impl<L: Layer> Piece<L> {
     /// The value, and if `keep` what there is to be kept, of each layer itself if `dear`.
     fn forward<T: Element>(
@@ -82,7 +87,7 @@ impl<L: Layer> Piece<L> {
         mut trained: &[Tensor],
         keep: bool,
         dear: bool,
-    ) -> Result<(Vec<T>, Vec<Kept<L, T>>)> {
+    ) -> Result<(Vec<T>, KeptOfAll<L, T>)> {
         let (mut kept, mut x) = (Vec::new(), None);
         for layer in &self.layers {
             let (own, others) = trained.split_at(layer.trained());
@@ -101,10 +106,10 @@ impl<L: Layer> Piece<L> {
         &self,
         first: &[T],
         mut trained: &[Tensor],
-        mut kept: Vec<Kept<L, T>>,
+        mut kept: KeptOfAll<L, T>,
         g: &[T],
         wanted: bool,
-    ) -> Result<(Option<Vec<T>>, Vec<Option<Tensor>>)> {
+    ) -> Result<Gradients<T>> {
         let (mut gradients, mut g) = (Vec::new(), Some(g.to_vec()));
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let (Some((x, of_layer)), Some(of_value)) = (kept.pop(), g.take()) else {
@@ -127,7 +132,7 @@ impl<L: Layer> Piece<L> {
 
 impl<L: Layer, T: Element> Node for Stack<L, T> {
     /// Of each piece.
-    type Kept = Vec<Vec<Kept<L, T>>>;
+    type Kept = Vec<KeptOfAll<L, T>>;
 
     fn forward(&self, inputs: &[Tensor], keep: bool) -> Result<(Tensor, Option<Self::Kept>)> {
         let [x, trained @ ..] = inputs else { bail!("whole layers: no input") };
