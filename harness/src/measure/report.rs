@@ -6,8 +6,10 @@ use e2llm_train::{Plot, Series};
 use serde::Serialize;
 
 /// Colours of the lines, one for each backend in turn.
-const COLOURS: [&str; 8] =
-    ["#1f6f8b", "#c26b2b", "#4c8c4a", "#8e44ad", "#b03a2e", "#7d6608", "#2c3e50", "#c2185b"];
+const COLOURS: [&str; 14] = [
+    "#1f6f8b", "#c26b2b", "#4c8c4a", "#8e44ad", "#b03a2e", "#7d6608", "#2c3e50", "#c2185b", "#00a3a3",
+    "#e0a800", "#7f8c8d", "#5d4037", "#9acd32", "#ff6f61",
+];
 const MIB: f64 = (1 << 20) as f64;
 
 /// The columns, in order.
