@@ -36,7 +36,7 @@ impl BackendError {
         Self { kind, message: message.into() }
     }
 
-    /// An error of kind [`ErrorKind::Failed`] from any error, sources included.
+    /// An error from any error, sources included: of kind [`ErrorKind::OutOfMemory`] where it says so, else [`ErrorKind::Failed`].
     pub fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut message = without_backtrace(&error.to_string());
         let mut source = error.source();
@@ -45,8 +45,11 @@ impl BackendError {
             message.push_str(&without_backtrace(&s.to_string()));
             source = s.source();
         }
-        let kind = if is_out_of_memory(&message) { ErrorKind::OutOfMemory } else { ErrorKind::Failed };
-        Self { kind, message }
+        if !is_out_of_memory(&message) {
+            return Self::new(ErrorKind::Failed, message);
+        }
+        let told = "out of memory: fewer samples at once, a shorter context or bf16 take less";
+        Self::new(ErrorKind::OutOfMemory, format!("{told} ({message})"))
     }
 
     /// The error of a request that a backend passed over.
@@ -81,7 +84,11 @@ mod tests {
         let text = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: <unknown>\n   1: main\n";
         let error = BackendError::failed(&std::io::Error::other(text));
         assert_eq!(error.kind, ErrorKind::OutOfMemory);
-        assert_eq!(error.message, "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        assert!(error.message.starts_with("out of memory: fewer samples at once"), "{error}");
+        assert!(
+            error.message.ends_with("(DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\"))"),
+            "{error}"
+        );
         let error = BackendError::failed(&std::io::Error::other("two\nlines"));
         assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Failed, "two\nlines"));
     }

@@ -1,5 +1,6 @@
 //! What can stop a preparation or a training.
 
+use e2llm_backend::{BackendError, ErrorKind};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,11 @@ impl TrainError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         |source| Self::Io { path, source }
+    }
+
+    /// Whether the device's memory was exhausted.
+    pub fn is_out_of_memory(&self) -> bool {
+        BackendError::failed(self).kind == ErrorKind::OutOfMemory
     }
 
     pub(crate) fn file(path: &Path, message: impl fmt::Display) -> Self {

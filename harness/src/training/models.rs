@@ -38,6 +38,12 @@ pub fn base(
 /// An error of `e2llm-train` with what to do about it.
 pub fn failure(error: TrainError) -> Box<Failure> {
     let message = error.to_string();
+    if error.is_out_of_memory() {
+        return Failure::failed(format!("out of memory ({message})")).help(
+            "lower compute.micro_positions or set compute.checkpointing = true, and go on from the last checkpoint with \
+             --resume; or start anew with compute.dtype = \"bf16\"",
+        );
+    }
     match error {
         TrainError::Io { path, source } => Failure::io("use", &path, &source),
         TrainError::Config(_) => Failure::usage(message),

@@ -1,9 +1,8 @@
 //! Clock, memory and the rows that come of them.
 
 use super::{Bench, BenchSettings};
-use crate::{Result, TrainError};
+use crate::Result;
 use candle_core::Device;
-use e2llm_backend::{BackendError, ErrorKind};
 use e2llm_kernels::profile::{self, GpuTime, Kind};
 use e2llm_kernels::{peak_memory, reset_peak_memory};
 use serde::Serialize;
@@ -60,11 +59,6 @@ impl Outcome {
     }
 }
 
-/// Whether an error says that the device's memory is exhausted.
-pub(super) fn exhausted(error: &TrainError) -> bool {
-    BackendError::failed(error).kind == ErrorKind::OutOfMemory
-}
-
 /// A row without figures of its own.
 pub(super) fn row(settings: &BenchSettings, bench: Bench, tokens: usize, outcome: Outcome) -> Result<Row> {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -114,7 +108,7 @@ pub(super) fn timed(
             let outcome = Outcome::Done { ms: milliseconds(seconds), tokens_per_s: speed };
             Ok(Row { more, ..row(settings, bench, tokens, outcome)? })
         }
-        Err(error) if exhausted(&error) => {
+        Err(error) if error.is_out_of_memory() => {
             // What was begun before memory ran out still has to end.
             device.synchronize()?;
             row(settings, bench, tokens, Outcome::out_of_memory())

@@ -13,7 +13,7 @@ pub use shape::Shape;
 use crate::{Result, TrainError};
 use candle_core::Device;
 use e2llm_lm::Precision;
-use measure::{exhausted, row};
+use measure::row;
 use std::str::FromStr;
 use work::Subject;
 
@@ -102,7 +102,7 @@ pub fn bench(settings: &BenchSettings, benches: &[Bench], each: &mut dyn FnMut(R
             drop(subject.take());
             match Subject::new(settings, trained) {
                 Ok(made) => subject = Some(made),
-                Err(error) if exhausted(&error) => {
+                Err(error) if error.is_out_of_memory() => {
                     each(row(settings, bench, settings.shape.tokens(bench), Outcome::out_of_memory())?);
                     continue;
                 }
@@ -119,9 +119,14 @@ pub fn bench(settings: &BenchSettings, benches: &[Bench], each: &mut dyn FnMut(R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Mutex, PoisonError};
+
+    /// A profile counts the work of the whole process, so one test measures at a time.
+    static MEASURING: Mutex<()> = Mutex::new(());
 
     #[test]
     fn every_bench_runs_and_tells_its_work() {
+        let _alone = MEASURING.lock().unwrap_or_else(PoisonError::into_inner);
         let shape = Shape::named("tiny").unwrap();
         let settings = BenchSettings {
             shape,
@@ -158,6 +163,7 @@ mod tests {
 
     #[test]
     fn other_settings_run_too() {
+        let _alone = MEASURING.lock().unwrap_or_else(PoisonError::into_inner);
         let settings = BenchSettings {
             shape: Shape::named("tiny").unwrap(),
             device: Device::Cpu,

@@ -146,12 +146,14 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// What differs from `old`, one line for each setting that a resumed training must not change.
+    /// What differs from `old`, one line for each setting that a resumed training must not change. Where it writes, where it
+    /// computes and in how much memory may change: a training whose memory was exhausted goes on in less.
     ///
     /// # Errors
     /// None that settings read from a file can cause.
     pub fn differences(&self, old: &Self) -> Result<Vec<String>> {
-        let free = |name: &str| name.starts_with("output.") || name == "compute.device";
+        const FREE: [&str; 3] = ["compute.device", "compute.checkpointing", "compute.micro_positions"];
+        let free = |name: &str| name.starts_with("output.") || FREE.contains(&name);
         let table = |c: &Self| toml::Table::try_from(c).map_err(|e| TrainError::Config(e.to_string()));
         let mut lines = Vec::new();
         compare("", &toml::Value::Table(table(old)?), &toml::Value::Table(table(self)?), &mut lines);
@@ -208,6 +210,7 @@ mod tests {
         let mut new = old.clone();
         new.output.keep = 7;
         new.compute.device = "cuda:0".into();
+        (new.compute.checkpointing, new.compute.micro_positions) = (true, 4096);
         assert_eq!(new.differences(&old).unwrap(), [""; 0]);
         new.optimizer.lr = 0.5;
         new.phase[1].window = 3;
