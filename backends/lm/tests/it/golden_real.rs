@@ -1,7 +1,7 @@
 //! The two small real models against transformers and sentence-transformers (`golden/real_models`).
 
-use crate::support::{never, real_model, shared};
-use candle_core::{Device, IndexOp};
+use crate::support::{golden_device, never, real_model, shared};
+use candle_core::IndexOp;
 use e2llm_lm::{
     DecoderModel, EncoderFiles, Finish, Generation, KvCache, Message, Pooling, Precision, Segment,
     SentenceEncoder, SentenceSettings, prefill, token_log_probs,
@@ -54,7 +54,7 @@ fn golden() -> Option<Golden> {
 
 fn decoder(precision: Precision) -> Option<(DecoderModel, Golden)> {
     let (path, golden) = (real_model(DECODER)?, golden()?);
-    Some((DecoderModel::load(&path, &Device::Cpu, precision).unwrap(), golden))
+    Some((DecoderModel::load(&path, &golden_device(), precision).unwrap(), golden))
 }
 
 fn nll(model: &DecoderModel, case: &DecoderCase) -> Vec<f64> {
@@ -129,7 +129,7 @@ fn golden_quantised_decoder_is_near() {
 fn golden_encoder_embeddings() {
     let (Some(path), Some(golden)) = (real_model(ENCODER), golden()) else { return };
     let files = EncoderFiles::open(&path).unwrap();
-    let encoder = files.load(&Device::Cpu, Precision::F32).unwrap();
+    let encoder = files.load(&golden_device(), Precision::F32).unwrap();
     let tokenizer = files.tokenizer.unwrap();
     let ids: Vec<_> = golden
         .encoder
@@ -160,7 +160,7 @@ fn golden_sentence_encoder_embeddings_and_nearness() {
     };
     assert_eq!(settings.pooling, Pooling::Mean);
     let files = EncoderFiles::open(&path).unwrap();
-    let encoder = SentenceEncoder::load(files, settings, &Device::Cpu, Precision::F32).unwrap();
+    let encoder = SentenceEncoder::load(files, settings, &golden_device(), Precision::F32).unwrap();
     let texts: Vec<&str> = golden.encoder.iter().map(|c| c.text.as_str()).collect();
     let passages = encoder.passages(&texts, 3, &never).unwrap();
     for (case, passage) in golden.encoder.iter().zip(&passages) {

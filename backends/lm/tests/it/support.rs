@@ -34,6 +34,12 @@ pub(crate) fn real_model(path: &str) -> Option<PathBuf> {
     Some(full)
 }
 
+/// Where the goldens are computed: `E2LLM_TEST_DEVICE` (`cuda:0`), else the CPU.
+pub(crate) fn golden_device() -> Device {
+    let name = std::env::var("E2LLM_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    e2llm_lm::open_device(name.parse().unwrap()).unwrap()
+}
+
 pub(crate) fn never() -> bool {
     false
 }

@@ -1,4 +1,5 @@
-//! Three optimiser steps of the loop against those of the PyTorch reference (`make_golden.py`).
+//! Three optimiser steps of the loop against those of the PyTorch reference (`make_golden.py`), on the device
+//! `E2LLM_TEST_DEVICE` (`cuda:0`), else on the CPU.
 
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm::checkpoint::{self, Loaded, Settings, Sources};
@@ -51,8 +52,9 @@ struct Case {
 impl Case {
     fn open(folder: &Path) -> Self {
         let files = ModelFiles { checkpoint: Some(folder.to_owned()), ..ModelFiles::default() };
+        let device = std::env::var("E2LLM_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
         let settings = Settings {
-            device: Device::Cpu,
+            device: e2llm_lm::open_device(device.parse().unwrap()).unwrap(),
             encoder: Precision::F32,
             decoder: Precision::F32,
             trainable: true,
@@ -149,7 +151,8 @@ fn norm(t: &Tensor) -> f64 {
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> Tensor {
-    (a.to_dtype(DType::F64).unwrap() - b.to_dtype(DType::F64).unwrap()).unwrap()
+    let wide = |t: &Tensor| t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+    (wide(a) - wide(b)).unwrap()
 }
 
 #[test]
