@@ -34,8 +34,12 @@ impl Node for TrainedLinear {
 
     fn forward(&self, inputs: &[Tensor], _: bool) -> Result<(Tensor, Option<()>)> {
         let [x, weight, bias] = inputs else { bail!("trained_linear: three inputs") };
-        let y = linear(x, &weight.to_dtype(x.dtype())?, Some(&bias.to_dtype(x.dtype())?))?;
-        Ok((y, Some(())))
+        let (weight, bias) = (weight.to_dtype(x.dtype())?, bias.to_dtype(x.dtype())?);
+        #[cfg(feature = "cuda")]
+        if let Some(y) = crate::cuda::layer::biased_product(x, &weight, &bias)? {
+            return Ok((y, Some(())));
+        }
+        Ok((linear(x, &weight, Some(&bias))?, Some(())))
     }
 
     fn backward(&self, inputs: &[Tensor], (): (), g: &Tensor) -> Result<Vec<Option<Tensor>>> {

@@ -24,6 +24,9 @@ pub(crate) fn rows(c: &mut Checker) -> Result<()> {
             linear(&t[0], &t[1], Some(&t[2]))
         })?;
         let square = (randn(&[d, d])? / (d as f64).sqrt())?;
+        c.check(&format!("trained_linear {size}"), &[x.clone(), square.clone(), b.clone()], 3, |t| {
+            trained_linear(&t[0], &t[1], &t[2])
+        })?;
         c.check(&format!("linear square {size}"), &[x, square, b], 1, |t| linear(&t[0], &t[1], Some(&t[2])))?;
     }
     for d in [64, 65] {

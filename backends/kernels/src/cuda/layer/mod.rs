@@ -1,6 +1,7 @@
 //! Whole layers in bf16: one node of the graph each, with a backward pass that calls products and kernels directly.
 
 mod attention;
+mod biased;
 mod cached;
 mod choice;
 mod decoder;
@@ -16,6 +17,7 @@ mod shifted;
 mod stack;
 mod steps;
 
+pub(crate) use biased::biased_product;
 pub use cached::{CachedLayer, CachedPass, Cross, Plain, Positions, Rolling, Span};
 pub use choice::likeliest;
 pub use embed::embed_norm;
