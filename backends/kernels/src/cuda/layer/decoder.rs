@@ -211,27 +211,24 @@ impl Layer for Decoder {
         let sum = g.dense(ctx)?;
         let g = sum.first;
 
+        // The input of a group, where it is made again, comes in the place of its gradient, which is read for the last time then.
         let dx3 = down.input_gradient(ctx, &weights[3], g)?;
-        let activate = |to| ops::activate(ctx, Activation::Gated, gates.mat, to);
-        if let Some((x3, low3)) = down.input_again(ctx, x.rows, (x3, low3.as_ref()), activate)? {
-            down.update_gradients(ctx, (x3.mat, low3), &dx3, g, &mut of_down)?;
-        }
+        let again = down.is_remade(x3.as_ref()).then_some(dx3.dx());
         // From here on `gates` are their gradient.
-        ops::gated_backward(ctx, gates.mat, dx3.dx())?;
-        drop(dx3);
+        ops::gated_backward(ctx, gates.mat, dx3.dx(), again)?;
+        let of_x3 = down.input_or((x3.as_ref(), low3.as_ref()), dx3.dx());
+        down.update_gradients(ctx, of_x3, &dx3, g, &mut of_down)?;
+        drop((x3, dx3));
         let dx2 = feed.input_gradient(ctx, &weights[2], gates.mat)?;
-        let norm = self.norm(ctx, 1)?;
-        let make = |to| ops::norm(ctx, middle.mat, None, norm, to);
-        if let Some((x2, low2)) = feed.input_again(ctx, x.rows, (x2, low2.as_ref()), make)? {
-            feed.update_gradients(ctx, (x2.mat, low2), &dx2, gates.mat, &mut of_feed)?;
-        }
-        drop(gates);
+        let post_norm = self.norm_gradient(ctx, 1, middle.mat, dx2.dx())?;
         let dmiddle = output.gradient_room(ctx, x.rows)?;
         let (add, dx) = (Some(g.columns(0, x.cols)), dmiddle.first(x.cols));
-        let of = NormGradient { x: middle.mat, g: (dx2.dx(), None), add, dx, y: None };
-        ops::norm_backward(ctx, norm, &of)?;
-        let post_norm = self.norm_gradient(ctx, 1, middle.mat, dx2.dx())?;
-        drop((middle, dx2, sum));
+        let again = feed.is_remade(x2.as_ref()).then_some(dx2.dx());
+        let of = NormGradient { x: middle.mat, g: (dx2.dx(), None), add, dx, y: again };
+        ops::norm_backward(ctx, self.norm(ctx, 1)?, &of)?;
+        let of_x2 = feed.input_or((x2.as_ref(), low2.as_ref()), dx2.dx());
+        feed.update_gradients(ctx, of_x2, &dx2, gates.mat, &mut of_feed)?;
+        drop((x2, gates, middle, dx2, sum));
 
         let d_o = output.input_gradient(ctx, &weights[1], dmiddle.mat)?;
         let low_o = output.low(o.mat, of_o.as_ref());
@@ -242,18 +239,15 @@ impl Layer for Decoder {
         drop((qkv, o, d_o));
         self.rotate(ctx, dqkv.mat, true)?;
         let dx1 = attend.input_gradient(ctx, &weights[0], dqkv.mat)?;
-        let norm = self.norm(ctx, 0)?;
-        let make = |to| ops::norm(ctx, x, None, norm, to);
-        if let Some((x1, low1)) = attend.input_again(ctx, x.rows, (x1, low1.as_ref()), make)? {
-            attend.update_gradients(ctx, (x1.mat, low1), &dx1, dqkv.mat, &mut of_attend)?;
-        }
+        let input_norm = self.norm_gradient(ctx, 0, x, dx1.dx())?;
         // In the form that the layer before, which is alike, takes it in.
         let dx = down.gradient_room(ctx, x.rows)?;
         let (g, add) = ((dx1.dx(), None), Some(dmiddle.first(x.cols)));
-        let of = NormGradient { x, g, add, dx: dx.first(x.cols), y: None };
-        ops::norm_backward(ctx, norm, &of)?;
-
-        let input_norm = self.norm_gradient(ctx, 0, x, dx1.dx())?;
+        let again = attend.is_remade(x1.as_ref()).then_some(dx1.dx());
+        let of = NormGradient { x, g, add, dx: dx.first(x.cols), y: again };
+        ops::norm_backward(ctx, self.norm(ctx, 0)?, &of)?;
+        let of_x1 = attend.input_or((x1.as_ref(), low1.as_ref()), dx1.dx());
+        attend.update_gradients(ctx, of_x1, &dx1, dqkv.mat, &mut of_attend)?;
 
         let updates = [of_attend, of_output, of_feed, of_down].into_iter().flatten();
         let all = updates.chain(input_norm).chain(post_norm).collect();

@@ -321,8 +321,8 @@ extern "C" __global__ void gated(const T* x, T* y, i64 rows, int m, int ys) {
   }
 }
 
-// dx may be x.
-extern "C" __global__ void gated_backward(const T* x, const T* g, T* dx, i64 rows, int m, int gs) {
+// The gradient of x in its place, for the gradient g of silu(gate) up, which goes to y, unless that is null, once more. y may be g.
+extern "C" __global__ void gated_backward(T* x, const T* g, T* y, i64 rows, int m, int gs, int ys) {
   int chunks = m / 8;
   for (i64 i = thread_index(); i < rows * chunks; i += thread_count()) {
     i64 row = i / chunks;
@@ -333,12 +333,14 @@ extern "C" __global__ void gated_backward(const T* x, const T* g, T* dx, i64 row
     load<8>(g + row * gs + c, gv);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-      float s = logistic(z[j]), zj = z[j];
-      z[j] = gv[j] * u[j] * s * (1.f + zj * (1.f - s));
+      float s = logistic(z[j]), zj = z[j], uj = u[j];
+      z[j] = gv[j] * uj * s * (1.f + zj * (1.f - s));
       u[j] = gv[j] * zj * s;
+      gv[j] = zj * (s * uj);
     }
-    store<8>(dx + row * 2 * m + c, z);
-    store<8>(dx + row * 2 * m + m + c, u);
+    store<8>(x + row * 2 * m + c, z);
+    store<8>(x + row * 2 * m + m + c, u);
+    if (y) store<8>(y + row * ys + c, gv);
   }
 }
 

@@ -233,12 +233,15 @@ pub(super) fn activate(ctx: &Context, kind: Activation, x: Mat, y: Mat) -> Resul
     args.launch(over(y.rows * y.cols / 8))
 }
 
-/// The gradient of `[gate | up]` in its place, given that of `silu(gate) up`.
-pub(super) fn gated_backward(ctx: &Context, x: Mat, g: Mat) -> Result<()> {
+/// The gradient of `[gate | up]` in its place, given that of `silu(gate) up`, `g`; where `y` is given, which may be `g`, the
+/// value goes there once more.
+pub(super) fn gated_backward(ctx: &Context, x: Mat, g: Mat, y: Option<Mat>) -> Result<()> {
     let (rows, m, gs) = (x.rows as i64, int(g.cols)?, int(g.stride)?);
+    let (value, ys) = y.map_or((NULL, 0), |y| (y.address, y.stride));
+    let ys = int(ys)?;
     let f = kernel(ctx, "gated_backward")?;
     let mut args = f.builder();
-    args.arg(&x.address).arg(&g.address).arg(&x.address).arg(&rows).arg(&m).arg(&gs);
+    args.arg(&x.address).arg(&g.address).arg(&value).arg(&rows).arg(&m).arg(&gs).arg(&ys);
     launch(&mut args, over(g.rows * g.cols / 8))
 }
 

@@ -32,24 +32,22 @@ impl Group {
         Ok((None, self.keep_low(ctx, x.mat, low)?))
     }
 
-    /// The input of `rows` rows that was kept, or that `make` writes again, and its `low`; nothing where they are not needed.
-    pub(in crate::cuda::layer) fn input_again(
+    /// Whether the backward pass has to make the input again, of which `kept` was kept.
+    pub(in crate::cuda::layer) fn is_remade(&self, kept: Option<&Buffer>) -> bool {
+        self.reads_input() && kept.is_none()
+    }
+
+    /// The input that was kept, or `again`, where it [was made again](Group::is_remade), and its `low`, as
+    /// [`Group::update_gradients`] takes them.
+    pub(in crate::cuda::layer) fn input_or(
         &self,
-        ctx: &Context,
-        rows: usize,
-        (x, low): (Option<Buffer>, Option<&Buffer>),
-        make: impl FnOnce(Mat) -> Result<()>,
-    ) -> Result<Option<(Buffer, Option<Mat>)>> {
-        if !self.reads_input() {
-            return Ok(None);
+        (kept, low): (Option<&Buffer>, Option<&Buffer>),
+        again: Mat,
+    ) -> (Mat, Option<Mat>) {
+        match kept {
+            Some(x) => (x.mat, self.low(x.mat, low)),
+            None => (again, low.map(|low| low.first(self.rank))),
         }
-        if let Some(x) = x {
-            let low = self.low(x.mat, low);
-            return Ok(Some((x, low)));
-        }
-        let x = ctx.buffer(rows, self.inputs)?;
-        make(x.mat)?;
-        Ok(Some((x, low.map(|low| low.first(self.rank)))))
     }
 
     /// `low` in a matrix of its own.
