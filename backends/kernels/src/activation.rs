@@ -147,44 +147,69 @@ impl CustomOp1 for Gelu {
     }
 }
 
-/// [`silu_mul`] of as many numbers of both.
-pub(crate) fn silu_mul_of<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
-    let _timer = timer(Kind::Elementwise);
-    assert_eq!(gate.len(), up.len(), "gates and values");
-    if let (Some(gate), Some(up)) = (halves(gate), halves(up)) {
-        let silu: &[f32; 1 << 16] = &SILU;
-        let write = |y: &mut [MaybeUninit<bf16>]| {
-            host::for_rows(
-                y,
-                1,
-                #[inline(always)]
-                |first, y| {
-                    for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
-                        y.write(bf16::narrow(silu[usize::from(gate.to_bits())] * up.widen()));
-                    }
-                },
-            );
-        };
-        // SAFETY: there are as many of both as are written.
-        if let Ok(y) = same(unsafe { written(gate.len(), write) }) {
-            return y;
-        }
-    }
-    let write = |y: &mut [MaybeUninit<T>]| {
+/// `f` of every number, on all threads and compiled once per vector width, for which `f` is an `#[inline(always)]` closure.
+#[inline(always)]
+fn of_each<X: Copy + Sync, Y: Copy + Send>(x: &[X], f: impl Fn(X) -> Y + Sync) -> Vec<Y> {
+    let write = |y: &mut [MaybeUninit<Y>]| {
         host::for_rows(
             y,
             1,
             #[inline(always)]
             |first, y| {
-                for ((y, gate), up) in y.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
-                    let z = gate.widen();
-                    y.write(T::narrow(z * sigmoid(z) * up.widen()));
+                for (y, x) in y.iter_mut().zip(&x[first..]) {
+                    y.write(f(*x));
                 }
             },
         );
     };
-    // SAFETY: as above.
-    unsafe { written(gate.len(), write) }
+    // SAFETY: there are as many as are written.
+    unsafe { written(x.len(), write) }
+}
+
+/// As [`of_each`], of as many numbers of both.
+#[inline(always)]
+fn of_pairs<X: Copy + Sync, Y: Copy + Send>(a: &[X], b: &[X], f: impl Fn(X, X) -> Y + Sync) -> Vec<Y> {
+    assert_eq!(a.len(), b.len(), "two of each");
+    let write = |y: &mut [MaybeUninit<Y>]| {
+        host::for_rows(
+            y,
+            1,
+            #[inline(always)]
+            |first, y| {
+                for ((y, a), b) in y.iter_mut().zip(&a[first..]).zip(&b[first..]) {
+                    y.write(f(*a, *b));
+                }
+            },
+        );
+    };
+    // SAFETY: there are as many of both as are written.
+    unsafe { written(a.len(), write) }
+}
+
+/// [`silu_mul`] of as many numbers of both.
+pub(crate) fn silu_mul_of<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
+    let _timer = timer(Kind::Elementwise);
+    if let (Some(gate), Some(up)) = (halves(gate), halves(up)) {
+        let silu: &[f32; 1 << 16] = &SILU;
+        let looked_up = of_pairs(
+            gate,
+            up,
+            #[inline(always)]
+            |gate: bf16, up: bf16| bf16::narrow(silu[usize::from(gate.to_bits())] * up.widen()),
+        );
+        if let Ok(y) = same(looked_up) {
+            return y;
+        }
+    }
+    of_pairs(
+        gate,
+        up,
+        #[inline(always)]
+        |gate: T, up: T| {
+            let z = gate.widen();
+            T::narrow(z * sigmoid(z) * up.widen())
+        },
+    )
 }
 
 /// Gradients of gates and values, given that of the products.
@@ -214,38 +239,23 @@ pub(crate) fn gelu_of<T: Element>(x: &[T]) -> Vec<T> {
     let _timer = timer(Kind::Elementwise);
     if let Some(x) = halves(x) {
         let gelu: &[bf16; 1 << 16] = &GELU;
-        let write = |y: &mut [MaybeUninit<bf16>]| {
-            host::for_rows(
-                y,
-                1,
-                #[inline(always)]
-                |first, y| {
-                    for (y, x) in y.iter_mut().zip(&x[first..]) {
-                        y.write(gelu[usize::from(x.to_bits())]);
-                    }
-                },
-            );
-        };
-        // SAFETY: there are as many as are written.
-        if let Ok(y) = same(unsafe { written(x.len(), write) }) {
+        let looked_up = of_each(
+            x,
+            #[inline(always)]
+            |x: bf16| gelu[usize::from(x.to_bits())],
+        );
+        if let Ok(y) = same(looked_up) {
             return y;
         }
     }
-    let write = |y: &mut [MaybeUninit<T>]| {
-        host::for_rows(
-            y,
-            1,
-            #[inline(always)]
-            |first, y| {
-                for (y, x) in y.iter_mut().zip(&x[first..]) {
-                    let x = x.widen();
-                    y.write(T::narrow(x * x.normal().0));
-                }
-            },
-        );
-    };
-    // SAFETY: as above.
-    unsafe { written(x.len(), write) }
+    of_each(
+        x,
+        #[inline(always)]
+        |x: T| {
+            let x = x.widen();
+            T::narrow(x * x.normal().0)
+        },
+    )
 }
 
 /// Makes of gradients of [`gelu`]'s values those of its inputs `x`.
