@@ -36,7 +36,8 @@ impl Heads {
 /// What a decoder remembers of the positions it has read, and how later ones attend to it.
 ///
 /// A method that drops, moves or merges what was read is one of these; the forward pass is the same for all. For every
-/// block of positions each layer calls [`Memory::attend`] once, in order, then [`Memory::advance`] is called once.
+/// block of positions each layer calls [`Memory::attend`] once, in order, then [`Memory::advance`] is called once. Where there is
+/// [`Memory::behind`], keys and values may be written there instead, and a block's last position may be read apart.
 pub trait Memory: Send {
     /// Positions read so far, those that were forgotten included.
     fn offset(&self) -> usize;

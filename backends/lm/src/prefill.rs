@@ -1,5 +1,6 @@
 //! Reading a prompt, block by block.
 
+use crate::llama::Asked;
 use crate::{Llama, LmError, Memory, Result};
 use candle_core::Tensor;
 
@@ -51,8 +52,9 @@ pub fn prompt_len(prompt: &[Segment]) -> usize {
 
 /// Reads a prompt behind what `memory` holds and returns the last position's hidden state `[1, 1, D]`.
 ///
-/// Nothing but the last position's state leaves a block, so logits are only ever computed for one position.
-/// `cancelled` is asked before every block.
+/// Nothing but the last position's state leaves a block, so logits are only ever computed for one position, and where nothing
+/// but keys and values of the others is seen later, that is all that the last layer makes of them. `cancelled` is asked
+/// before every block.
 ///
 /// # Errors
 /// An empty prompt, ids beyond the vocabulary, embeddings of another width; [`LmError::Cancelled`].
@@ -63,8 +65,9 @@ pub fn prefill(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Tensor> {
     let mut last = None;
-    read_blocks(llama, prompt, memory, cancelled, |hidden| {
-        last = Some(hidden.narrow(1, hidden.dim(1)? - 1, 1)?.contiguous()?);
+    blocks(llama, prompt, memory, cancelled, |block, memory, is_last| {
+        let asked = if is_last { Asked::Last } else { Asked::Nothing };
+        last = Some(llama.read(block, memory, asked)?);
         Ok(())
     })?;
     memory.prompt_read()?;
@@ -79,24 +82,37 @@ pub(crate) fn read_blocks(
     cancelled: &dyn Fn() -> bool,
     mut each: impl FnMut(&Tensor) -> candle_core::Result<()>,
 ) -> Result<()> {
+    blocks(llama, prompt, memory, cancelled, |block, memory, _| {
+        each(&llama.read(block, memory, Asked::All)?)
+    })
+}
+
+/// Hands a prompt's embeddings to `read`, block by block, with whether it is the last.
+fn blocks(
+    llama: &Llama,
+    prompt: &[Segment],
+    memory: &mut dyn Memory,
+    cancelled: &dyn Fn() -> bool,
+    mut read: impl FnMut(&Tensor, &mut dyn Memory, bool) -> candle_core::Result<()>,
+) -> Result<()> {
     let most = if llama.device().is_cpu() { PREFILL_BLOCK } else { ON_GPU };
     let mut size = memory.block().clamp(1, most);
     let mut parts = Vec::new();
     let mut filled = 0;
     let total = prompt_len(prompt);
-    let mut read = 0;
+    let mut taken = 0;
     for segment in prompt {
         let mut start = 0;
         while start < segment.len() {
             let n = (segment.len() - start).min(size - filled);
             parts.push(segment.embed(llama, start, n)?);
-            (start, filled, read) = (start + n, filled + n, read + n);
-            if filled == size || read == total {
+            (start, filled, taken) = (start + n, filled + n, taken + n);
+            if filled == size || taken == total {
                 if cancelled() {
                     return Err(LmError::Cancelled);
                 }
                 let block = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
-                each(&llama.forward_hidden(&block, None, Some(&mut *memory))?)?;
+                read(&block, &mut *memory, taken == total)?;
                 parts.clear();
                 (filled, size) = (0, memory.block().clamp(1, most));
             }

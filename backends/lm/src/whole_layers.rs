@@ -1,6 +1,7 @@
 //! When new positions are read through whole layers on a GPU instead of through a graph of small operations.
 
 use crate::batch_cache::BatchCache;
+use crate::llama::Asked;
 use crate::packed::Packed;
 use crate::{CrossKeys, Llama, Memory};
 use candle_core::{Result, Tensor, bail};
@@ -21,15 +22,26 @@ pub(crate) fn cached<'a>(
     layers.iter().all(|layer| CachedPass::is_supported(x, d, layer)).then_some(layers)
 }
 
-/// Last hidden states, normalised, of `x` (`[1, T, D]`) read behind what `memory` holds, which has them then; nothing where the
-/// GPU cannot.
-pub(crate) fn read(x: &Tensor, llama: &Llama, memory: &mut dyn Memory) -> Result<Option<Tensor>> {
-    let (batch, t, _) = x.dims3()?;
+/// Positions from which on the last one of a block is read apart through the last layer, which then reads that layer's weights
+/// a second time.
+const APART: usize = 512;
+
+/// Last hidden states, normalised, of the positions of `x` (`[1, T, D]`) that are asked for, read behind what `memory` holds,
+/// which has all of them then; nothing where the GPU cannot.
+pub(crate) fn read(
+    x: &Tensor,
+    llama: &Llama,
+    memory: &mut dyn Memory,
+    asked: Asked,
+) -> Result<Option<Tensor>> {
+    let (batch, t, width) = x.dims3()?;
     let states = memory.cross();
     let Some(layers) = cached(x, llama, states.as_ref().map(|s| &s[..])).filter(|_| batch == 1) else {
         return Ok(None);
     };
-    let Some(first) = layers.first() else { bail!("a decoder without layers") };
+    let (Some(first), Some((last, before))) = (layers.first(), layers.split_last()) else {
+        bail!("a decoder without layers")
+    };
     let (config, offset) = (llama.config(), memory.offset());
     let room = (1, config.num_key_value_heads, t, config.head_dim);
     let (positions, (cos, sin), held) = if let Some(rolling) = memory.rolling() {
@@ -45,11 +57,25 @@ pub(crate) fn read(x: &Tensor, llama: &Llama, memory: &mut dyn Memory) -> Result
         return Ok(None);
     };
     let pass = CachedPass::new(x, config.head_dim, first, (&cos, &sin), positions)?;
-    for (layer, (keys, values)) in layers.iter().zip(&held) {
+    for (layer, (keys, values)) in before.iter().zip(&held) {
         pass.layer(layer, keys, values)?;
     }
     memory.advance(t);
-    pass.finish_normal(llama.last_norm(), config.rms_norm_eps, x.dims()).map(Some)
+    let Some((keys, values)) = held.last() else { bail!("a memory without layers") };
+    let (norm, eps) = (llama.last_norm(), config.rms_norm_eps);
+    if asked != Asked::All && t >= APART {
+        pass.remember(last, keys, values)?;
+        if asked == Asked::Nothing {
+            return x.narrow(1, 0, 0).map(Some);
+        }
+        let (cos, sin) = (cos.narrow(0, t - 1, 1)?, sin.narrow(0, t - 1, 1)?);
+        let (row, positions) = (pass.row(t - 1)?, positions.after(t - 1));
+        let pass = CachedPass::new(&row, config.head_dim, first, (&cos, &sin), positions)?;
+        pass.layer(last, keys, values)?;
+        return pass.finish_normal(norm, eps, &[1, 1, width]).map(Some);
+    }
+    pass.layer(last, keys, values)?;
+    asked.of(pass.finish_normal(norm, eps, x.dims())?).map(Some)
 }
 
 /// Last hidden states, normalised, of `x` (`[1, B, D]`), the next position of every row of `cache`, which has begun a pass.

@@ -12,7 +12,7 @@ use crate::loader::Loader;
 use crate::rope::Rope;
 use crate::shifted::ShiftedGroups;
 use crate::stack::Stack;
-use crate::{Heads, Memory, Result, Source};
+use crate::{Heads, KvCache, Memory, Result, Source};
 use candle_core::Tensor;
 use e2llm_kernels::{Mask, residual};
 
@@ -169,6 +169,25 @@ impl Layer {
     fn split(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (b, t, width) = x.dims3()?;
         x.reshape((b, t, width / self.head_dim, self.head_dim))?.transpose(1, 2)
+    }
+
+    /// Puts the keys and values of positions `x` (`[B, T, D]`) behind what `cache` holds of layer `i`, and does no more: nobody
+    /// asks what comes of them.
+    pub(super) fn remember(
+        &self,
+        x: &Tensor,
+        (cos, sin): (&Tensor, &Tensor),
+        cache: &mut KvCache,
+        i: usize,
+    ) -> candle_core::Result<()> {
+        let y = rms_norm(x, &self.input_norm, self.eps)?;
+        let mut k = self.split(&self.k.forward(&y)?)?;
+        let v = self.split(&self.v.forward(&y)?)?;
+        if let Some((_, k_norm)) = &self.head_norms {
+            k = rms_norm(&k, k_norm, self.eps)?;
+        }
+        cache.append(i, &e2llm_kernels::rope(&k, cos, sin)?, &v)?;
+        Ok(())
     }
 
     pub(super) fn forward(

@@ -5,6 +5,7 @@
 
 mod adapters;
 mod layer;
+mod read;
 mod tensors;
 
 use crate::batch_cache::BatchCache;
@@ -19,6 +20,7 @@ use crate::{CrossKeys, LmError, LoraSource, Memory, Params, Precision, Result, S
 use candle_core::{DType, Device, Tensor};
 use e2llm_kernels::{DecoderLayer, Seen};
 use layer::{Attend, Layer, attend, checkpointed, rms_norm};
+pub(crate) use read::Asked;
 use tensors::{head, linears};
 
 /// A decoder of the Llama family.
@@ -196,32 +198,13 @@ impl Llama {
         lengths: Option<&[usize]>,
         memory: Option<&mut dyn Memory>,
     ) -> candle_core::Result<Tensor> {
-        e2llm_kernels::on_workers(&self.device, || self.hidden(x, lengths, memory))
-    }
-
-    fn hidden(
-        &self,
-        x: &Tensor,
-        lengths: Option<&[usize]>,
-        memory: Option<&mut dyn Memory>,
-    ) -> candle_core::Result<Tensor> {
-        let Some(memory) = memory else { return self.forward_block(x, lengths, None) };
+        let Some(memory) = memory else {
+            return e2llm_kernels::on_workers(&self.device, || self.forward_block(x, lengths, None));
+        };
         if lengths.is_some() {
             candle_core::bail!("a padded batch cannot be read through a memory");
         }
-        self.check_unshifted()?;
-        let (_, t, _) = x.dims3()?;
-        #[cfg(feature = "cuda")]
-        if let Some(hidden) = crate::whole_layers::read(x, self, memory)? {
-            return Ok(hidden);
-        }
-        let mut x = x.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            let attend = Attend::Through { memory: &mut *memory, layer: i, rope: &self.rope };
-            x = layer.forward(&x, attend, None)?;
-        }
-        memory.advance(t);
-        rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+        self.read(x, memory, Asked::All)
     }
 
     /// As [`Llama::forward_hidden`] without a memory; every layer's cross-attention reads `source`.

@@ -18,6 +18,23 @@ fn ids(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| (i * 7 + i * i) % 64).collect()
 }
 
+#[test]
+fn positions_nobody_asks_for_leave_their_keys_and_values() {
+    let llama = llama();
+    // More than two blocks, and a last one of a single position.
+    for n in [1, 2, 30, 1025, 1100] {
+        let all = ids(n + 1);
+        let whole = llama.forward_hidden(&llama.embed(&all).unwrap(), None, None).unwrap();
+        let mut cache = KvCache::new(0);
+        let last = prefill(&llama, &[Segment::Ids(all[..n].to_vec())], &mut cache, &never).unwrap();
+        assert_eq!((last.dims(), cache.offset()), (&[1, 1, 32][..], n));
+        assert!(distance(&last, &whole.narrow(1, n - 1, 1).unwrap()) < 1e-12);
+        let x = llama.embed(&all[n..]).unwrap();
+        let next = llama.forward_hidden(&x, None, Some(&mut cache)).unwrap();
+        assert!(distance(&next, &whole.narrow(1, n, 1).unwrap()) < 1e-12, "{n} positions");
+    }
+}
+
 /// Small blocks, and a note of what was called.
 struct Watched {
     inner: KvCache,

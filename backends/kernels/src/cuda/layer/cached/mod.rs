@@ -5,13 +5,16 @@
 
 mod cross;
 mod kernels;
+mod positions;
 mod reading;
 mod rolling;
 
 pub use cross::Cross;
+pub use positions::{Positions, Span};
 pub use rolling::Rolling;
 
 pub(super) use kernels::{CACHED, NULL, ROUND, Tile, few_kernel, fits_tiles, is_few, norm_rows, warps};
+pub(super) use positions::Standing;
 
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{DType, Result, Tensor, bail};
@@ -20,7 +23,6 @@ use half::bf16;
 use super::attention::{Cached, CachedAttention};
 use super::ops;
 use super::{Buffer, Context, Mat, PACK};
-use crate::cache::RowLengths;
 use crate::cuda::int;
 use cross::CrossAttention;
 use kernels::{Few, Products, Tiles};
@@ -48,63 +50,6 @@ pub struct CachedLayer<'a> {
     pub cross: Option<Cross<'a>>,
     /// Of the norms.
     pub eps: f64,
-}
-
-/// Where the positions of a pass stand.
-#[derive(Clone, Copy, Debug)]
-pub enum Positions<'a> {
-    /// One sequence's next ones, behind as many as are remembered.
-    Behind(usize),
-    /// The same behind `offset` ones that begin at place `first` of the memory: none ahead of that is seen.
-    Beyond {
-        /// Where the first one seen stands.
-        first: usize,
-        /// Positions from there to the first new one.
-        offset: usize,
-    },
-    /// The last of each row, whose lengths count it.
-    Last(&'a RowLengths),
-    /// The next ones of several sequences, one behind the other.
-    Spans(&'a [Span]),
-}
-
-/// New positions of one of several sequences.
-#[derive(Clone, Copy, Debug)]
-pub struct Span {
-    /// Which one it is in the memory.
-    pub sequence: usize,
-    /// Positions ahead of the new ones.
-    pub offset: usize,
-    /// New positions, at least one.
-    pub positions: usize,
-}
-
-/// Where the new positions of some sequences stand, as the kernels need it.
-#[derive(Clone, Copy)]
-pub(super) struct Standing {
-    /// As many as the memory has, or at least as many.
-    pub(super) sequences: usize,
-    /// Positions of the longest sequence at most, the new ones included.
-    pub(super) longest: usize,
-    /// Places of the memory that are passed over: positions count from there.
-    pub(super) first: usize,
-    /// Positions ahead of the new ones, if there are no lengths.
-    pub(super) offset: usize,
-    /// Positions that each new one, the only one of its sequence, sees at most; 0: all.
-    pub(super) window: usize,
-    /// Address of the sequences' lengths, or 0.
-    pub(super) lengths: u64,
-}
-
-impl Standing {
-    /// `rows` new positions of one sequence behind `offset` others, the first of which stands at place `first`.
-    fn alone(first: usize, offset: usize, rows: usize) -> Self {
-        Self { first, offset, ..Self::several(1, offset + rows) }
-    }
-
-    fn several(sequences: usize, longest: usize) -> Self {
-        Self { sequences, longest, first: 0, offset: 0, window: 0, lengths: NULL }
-    }
 }
 
 /// Rows that attend together.
@@ -313,6 +258,29 @@ impl CachedPass {
     /// # Errors
     /// A memory without room for them, a layer of other sizes than the first.
     pub fn layer(&self, layer: &CachedLayer<'_>, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let (memory, place) = self.place(layer, keys, values)?;
+        match &self.products {
+            Products::Few(kernels) => self.few(kernels, layer, memory, place),
+            Products::Tiles(kernels) => self.some(kernels, layer, memory, place),
+            Products::Library => self.many(layer, memory, place),
+        }
+    }
+
+    /// As [`CachedPass::layer`], of more than 64 positions whose keys and values are all that is asked for: the positions stay
+    /// what they are.
+    ///
+    /// # Errors
+    /// The same; fewer positions.
+    pub fn remember(&self, layer: &CachedLayer<'_>, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let (memory, place) = self.place(layer, keys, values)?;
+        if !self.uses_library() {
+            bail!("{} positions are remembered by whole layers alone", self.x.mat.rows);
+        }
+        self.many_in(layer, memory, place)
+    }
+
+    /// Addresses of a layer's memory, and where the new positions stand in it.
+    fn place(&self, layer: &CachedLayer<'_>, keys: &Tensor, values: &Tensor) -> Result<((u64, u64), Place)> {
         let (h, hkv) = self.heads;
         let (d, width, m) = (self.d, self.x.mat.cols, self.active.mat.cols);
         let (q, kv) = (h * d, hkv * d);
@@ -341,11 +309,17 @@ impl CachedPass {
             offset: int(offset)?,
             t: int(self.x.mat.rows / own)?.max(1),
         };
-        match &self.products {
-            Products::Few(kernels) => self.few(kernels, layer, memory, place),
-            Products::Tiles(kernels) => self.some(kernels, layer, memory, place),
-            Products::Library => self.many(layer, memory, place),
-        }
+        Ok((memory, place))
+    }
+
+    /// A position as it is now, `[1, D]`.
+    ///
+    /// # Errors
+    /// A failing launch.
+    pub fn row(&self, i: usize) -> Result<Tensor> {
+        let row = self.ctx.buffer(1, self.x.mat.cols)?;
+        ops::add(&self.ctx, self.x.mat.part(i, 1), None, row.mat)?;
+        Ok(row.into_tensor((1, self.x.mat.cols), &self.ctx))
     }
 
     /// The last layer's output, in the shape of the first one's input.

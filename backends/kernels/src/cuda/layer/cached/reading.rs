@@ -192,27 +192,30 @@ impl CachedPass {
     }
 
     pub(super) fn many(&self, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
-        let ctx = &self.ctx;
-        let [q, k, v, o, gate, up, down] = &layer.linears;
-        let (h, hkv) = self.heads;
-        let (x, d) = (self.x.mat, self.d);
-        self.norm(layer.input_norm, layer.eps as f32)?;
-        self.side_by_side(self.normal.mat, &[q, k, v], self.qkv.mat)?;
-        let (cos, sin) = self.angles()?;
-        let (rows, hi, hkvi, di) = (int(x.rows)?, int(h)?, int(hkv)?, int(d)?);
-        let f = function(&ctx.dev, CACHED, "", "", "remember")?;
-        let mut args = Early::new(&f);
-        args.arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1).arg(&cos).arg(&sin).arg(&place);
-        args.arg(&rows).arg(&hi).arg(&hkvi).arg(&di);
-        args.launch(over(x.rows * (h + 2 * hkv) * d / 16))?;
-
+        let [_, _, _, o, gate, up, down] = &layer.linears;
+        self.many_in(layer, memory, place)?;
         self.attend(memory, place)?;
         self.add(self.attended.mat, o)?;
         self.cross(layer)?;
         self.norm(layer.post_norm, layer.eps as f32)?;
         self.side_by_side(self.normal.mat, &[gate, up], self.gates.mat)?;
-        ops::activate(ctx, Activation::Gated, self.gates.mat, self.active.mat)?;
+        ops::activate(&self.ctx, Activation::Gated, self.gates.mat, self.active.mat)?;
         self.add(self.active.mat, down)
+    }
+
+    /// q of the normalised positions, and k and v in the memory.
+    pub(super) fn many_in(&self, layer: &CachedLayer<'_>, memory: (u64, u64), place: Place) -> Result<()> {
+        let [q, k, v, ..] = &layer.linears;
+        let ((h, hkv), x, d) = (self.heads, self.x.mat, self.d);
+        self.norm(layer.input_norm, layer.eps as f32)?;
+        self.side_by_side(self.normal.mat, &[q, k, v], self.qkv.mat)?;
+        let (cos, sin) = self.angles()?;
+        let (rows, hi, hkvi, di) = (int(x.rows)?, int(h)?, int(hkv)?, int(d)?);
+        let f = function(&self.ctx.dev, CACHED, "", "", "remember")?;
+        let mut args = Early::new(&f);
+        args.arg(&self.qkv.mat.address).arg(&memory.0).arg(&memory.1).arg(&cos).arg(&sin).arg(&place);
+        args.arg(&rows).arg(&hi).arg(&hkvi).arg(&di);
+        args.launch(over(x.rows * (h + 2 * hkv) * d / 16))
     }
 
     pub(super) fn norm(&self, weight: &Tensor, eps: f32) -> Result<()> {
