@@ -23,30 +23,20 @@ pub(crate) fn read(llama: &Llama, x: &Tensor, prompts: &[Packed], cache: &BatchC
     if prompts.iter().map(|p| p.len).sum::<usize>() != t || prompts.iter().any(|p| p.len == 0) {
         bail!("{prompts:?} packed in {t} positions");
     }
-    let hidden = match whole(llama, x, prompts, cache)? {
-        Some(hidden) => hidden,
-        None => {
-            let own = |p: &Packed| Ok((p.len, cache.place(p.place, p.expected)?));
-            let mut memory = SideBySide(prompts.iter().map(own).collect::<Result<_>>()?);
-            llama.forward_hidden(x, None, Some(&mut memory))?
-        }
-    };
-    let ends = prompts.iter().scan(0, |end, p| {
-        *end += p.len as u32;
+    let last = prompts.iter().scan(0, |end, p| {
+        *end += p.len;
         Some(*end - 1)
     });
-    hidden.index_select(&Tensor::new(ends.collect::<Vec<_>>(), x.device())?, 1)
-}
-
-/// By whole layers, where the GPU can.
-#[cfg(feature = "cuda")]
-fn whole(llama: &Llama, x: &Tensor, prompts: &[Packed], cache: &BatchCache) -> Result<Option<Tensor>> {
-    crate::whole_layers::read_packed(x, llama, prompts, cache)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn whole(_: &Llama, _: &Tensor, _: &[Packed], _: &BatchCache) -> Result<Option<Tensor>> {
-    Ok(None)
+    let ends: Vec<usize> = last.collect();
+    #[cfg(feature = "cuda")]
+    if let Some(hidden) = crate::whole_layers::read_packed(x, llama, (prompts, &ends), cache)? {
+        return Ok(hidden);
+    }
+    let own = |p: &Packed| Ok((p.len, cache.place(p.place, p.expected)?));
+    let mut memory = SideBySide(prompts.iter().map(own).collect::<Result<_>>()?);
+    let hidden = llama.forward_hidden(x, None, Some(&mut memory))?;
+    let ends = ends.into_iter().map(|end| end as u32).collect::<Vec<_>>();
+    hidden.index_select(&Tensor::new(ends, x.device())?, 1)
 }
 
 /// The memories of prompts that are read in one pass, from their first positions on, and how many positions each has.

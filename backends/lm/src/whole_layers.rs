@@ -68,9 +68,9 @@ pub(crate) fn read(
         if asked == Asked::Nothing {
             return x.narrow(1, 0, 0).map(Some);
         }
+        let row = pass.finish(x.dims())?.narrow(1, t - 1, 1)?;
         let (cos, sin) = (cos.narrow(0, t - 1, 1)?, sin.narrow(0, t - 1, 1)?);
-        let (row, positions) = (pass.row(t - 1)?, positions.after(t - 1));
-        let pass = CachedPass::new(&row, config.head_dim, first, (&cos, &sin), positions)?;
+        let pass = CachedPass::new(&row, config.head_dim, first, (&cos, &sin), positions.after(t - 1))?;
         pass.layer(last, keys, values)?;
         return pass.finish_normal(norm, eps, &[1, 1, width]).map(Some);
     }
@@ -96,28 +96,47 @@ pub(crate) fn read_rows(
     pass.finish_normal(llama.last_norm(), llama.config().rms_norm_eps, x.dims())
 }
 
-/// As [`read`], of prompts `x` (`[1, T, D]`) one behind the other, each in its place of `cache`; nothing where the GPU cannot.
+/// As [`read`], of the last positions `ends` of prompts `x` (`[1, T, D]`) that stand one behind the other, each in its place of
+/// `cache`; nothing where the GPU cannot.
 pub(crate) fn read_packed(
     x: &Tensor,
     llama: &Llama,
-    prompts: &[Packed],
+    (prompts, ends): (&[Packed], &[usize]),
     cache: &BatchCache,
 ) -> Result<Option<Tensor>> {
     llama.check_unshifted()?;
     let Some(layers) = cached(x, llama, None) else { return Ok(None) };
-    let Some(first) = layers.first() else { bail!("a decoder without layers") };
-    let (mut positions, mut sequences) = (Vec::new(), Vec::new());
-    for prompt in prompts {
-        positions.extend(0..prompt.len);
-        sequences.resize(positions.len(), prompt.expected);
+    let (Some(first), Some((last, before))) = (layers.first(), layers.split_last()) else {
+        bail!("a decoder without layers")
+    };
+    let (mut positions, mut sequences, mut spans, mut single) = (vec![], vec![], vec![], vec![]);
+    for &Packed { place: sequence, len, expected } in prompts {
+        positions.extend(0..len);
+        sequences.resize(positions.len(), expected);
+        spans.push(Span { sequence, offset: 0, positions: len });
+        single.push(Span { sequence, offset: len - 1, positions: 1 });
     }
-    let (cos, sin) = llama.angles(&positions, &sequences)?;
-    let spans: Vec<_> =
-        prompts.iter().map(|p| Span { sequence: p.place, offset: 0, positions: p.len }).collect();
-    let positions = Positions::Spans(&spans);
-    let pass = CachedPass::new(x, llama.config().head_dim, first, (&cos, &sin), positions)?;
-    for (layer, (keys, values)) in layers.iter().zip(cache.layers()) {
-        pass.layer(layer, keys, values)?;
+    let (config, held) = (llama.config(), cache.layers());
+    let pass = |x: &Tensor, positions: &[usize], sequences: &[usize], spans: &[Span]| {
+        let (cos, sin) = llama.angles(positions, sequences)?;
+        CachedPass::new(x, config.head_dim, first, (&cos, &sin), Positions::Spans(spans))
+    };
+    let of_all = pass(x, &positions, &sequences, &spans)?;
+    for (layer, (keys, values)) in before.iter().zip(held) {
+        of_all.layer(layer, keys, values)?;
     }
-    pass.finish_normal(llama.last_norm(), llama.config().rms_norm_eps, x.dims()).map(Some)
+    let Some((keys, values)) = held.last() else { bail!("a memory without layers") };
+    let rows = Tensor::new(ends.iter().map(|end| *end as u32).collect::<Vec<_>>(), x.device())?;
+    let (norm, eps, width) = (llama.last_norm(), config.rms_norm_eps, config.hidden_size);
+    if positions.len() < APART {
+        of_all.layer(last, keys, values)?;
+        let states = of_all.finish_normal(norm, eps, x.dims())?;
+        return states.index_select(&rows, 1).map(Some);
+    }
+    of_all.remember(last, keys, values)?;
+    let x = of_all.finish(x.dims())?.index_select(&rows, 1)?;
+    let of = |all: &[usize]| ends.iter().map(|end| all[*end]).collect::<Vec<_>>();
+    let of_ends = pass(&x, &of(&positions), &of(&sequences), &single)?;
+    of_ends.layer(last, keys, values)?;
+    of_ends.finish_normal(norm, eps, &[1, ends.len(), width]).map(Some)
 }

@@ -266,8 +266,8 @@ impl CachedPass {
         }
     }
 
-    /// As [`CachedPass::layer`], of more than 64 positions whose keys and values are all that is asked for: the positions stay
-    /// what they are.
+    /// As [`CachedPass::layer`], of more than 64 positions whose keys and values are all that is asked for: the pass
+    /// [finishes](CachedPass::finish) with what they were.
     ///
     /// # Errors
     /// The same; fewer positions.
@@ -310,16 +310,6 @@ impl CachedPass {
             t: int(self.x.mat.rows / own)?.max(1),
         };
         Ok((memory, place))
-    }
-
-    /// A position as it is now, `[1, D]`.
-    ///
-    /// # Errors
-    /// A failing launch.
-    pub fn row(&self, i: usize) -> Result<Tensor> {
-        let row = self.ctx.buffer(1, self.x.mat.cols)?;
-        ops::add(&self.ctx, self.x.mat.part(i, 1), None, row.mat)?;
-        Ok(row.into_tensor((1, self.x.mat.cols), &self.ctx))
     }
 
     /// The last layer's output, in the shape of the first one's input.
