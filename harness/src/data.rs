@@ -18,7 +18,7 @@ pub fn task_folder(root: &Path, task: &str) -> Result<PathBuf> {
     match names.iter().map(|n| root.join(n)).find(|p| p.is_dir()) {
         Some(folder) => Ok(folder),
         None => Err(Failure::usage(format!("no data of task `{task}` in {}", root.display())).help(format!(
-            "expected a folder {}; or name it with --data {task}=FOLDER, or use --data sample",
+            "expected a folder {} there: `data fetch {task}` makes one, and `run` also takes {task}=FOLDER or `sample`",
             names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or ")
         ))),
     }

@@ -82,3 +82,36 @@ fn trained_decoders_are_resumed_and_answer() {
         ["run", "--tasks", "niah", "--limit", "1", "--backend", "longlora", "--model", arg(&base), "-q"];
     bench(&[&run[..], &["--out", arg(&root.join("none"))]].concat()).says(&["method = \"longlora\""]);
 }
+
+#[test]
+fn what_cannot_be_trained_is_said_before_anything_is_loaded_or_lost() {
+    let dir = tempdir().unwrap();
+    let root = dir.path();
+    prepare(root);
+    let write = |name: &str, model: &str| {
+        let text = format!(
+            "[model]\nencoder = \"encoder\"\ndecoder = \"decoder\"\nsoft_tokens_per_chunk = 2\n{model}\n\
+             [model.decoder_lora]\nr = 2\ntarget_modules = [\"q_proj\"]\n\
+             [[phase]]\nsteps = 1\nreasoning_batch = 2\n[validation]\nevery = 0\n"
+        );
+        std::fs::write(root.join(name), text).unwrap();
+    };
+    let train = |config: &str, more: &[&str]| {
+        let args = ["train", "--config", config, "--out", "out"];
+        finish(in_folder(command(&[&args[..], more].concat()), root))
+    };
+    write("nowhere.toml", "start = \"nowhere\"");
+    train("nowhere.toml", &["--data", "data"]).code(2).says(&["model.start", "nowhere", "e2llm.safetensors"]);
+    assert!(!root.join("out/config.toml").exists());
+    let all = ["prepare", "--input", "records.jsonl", "--out", "all", "--validation", "0"];
+    let models = ["--encoder", "encoder", "--decoder", "decoder"];
+    finish(in_folder(command(&[&all[..], &models].concat()), root)).code(0).says(&["nothing to validate on"]);
+    let validate = ["validate", "--config", "nowhere.toml", "--data", "all", "--start", "out/last"];
+    write("good.toml", "");
+    train("good.toml", &["--data", "all"]).code(0).says(&["nothing was validated", "last checkpoint"]);
+    assert!(root.join("out/best/e2llm.safetensors").exists(), "without a validation the last is the best");
+    train("good.toml", &["--data", "all"]).code(2).says(&["already", "--resume"]);
+    finish(in_folder(command(&validate), root)).code(2).says(&["nothing to validate on in all"]);
+    let nodata = ["train", "--config", "good.toml", "--data", "nodata", "--out", "new"];
+    finish(in_folder(command(&nodata), root)).code(2).says(&["nodata", "prepare"]);
+}

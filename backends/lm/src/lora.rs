@@ -3,6 +3,7 @@
 use crate::config::{LinearSpec, TensorSpec};
 use crate::{LmError, Lora, Params, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Which linears get an adapter, and of what rank.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,14 +55,20 @@ impl LoraConfig {
     /// A rank of zero, or targets that name nothing.
     pub(crate) fn check<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
         if self.r == 0 && !self.target_modules.is_empty() {
-            return Err(LmError::Input("a LoRA rank of 0".to_owned()));
+            let targets = self.target_modules.join(", ");
+            return Err(LmError::Input(format!(
+                "LoRA of {targets} has a rank `r` of 0: it must be at least 1"
+            )));
         }
         let known = |t: &str| modules.clone().any(|m| m.rsplit('.').next() == Some(t));
         let unknown: Vec<_> = self.target_modules.iter().filter(|t| !known(t)).cloned().collect();
         if unknown.is_empty() {
             return Ok(());
         }
-        Err(LmError::Input(format!("LoRA target modules the model has not: {}", unknown.join(", "))))
+        let all: BTreeSet<_> = modules.filter_map(|m| m.rsplit('.').next()).collect();
+        let all = all.into_iter().collect::<Vec<_>>().join(", ");
+        let unknown = unknown.join(", ");
+        Err(LmError::Input(format!("LoRA `target_modules` the model has not: {unknown}; it has {all}")))
     }
 }
 

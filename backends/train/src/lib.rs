@@ -26,7 +26,7 @@ pub use optimizer::Optimizer;
 pub use order::{Order, micro_batches};
 pub use run::{
     Best, Crc32c, End, EventFile, ItemLoss, Observer, Outcome, Plot, RunOptions, Series, StepReport,
-    ValidationReport, item_losses, loss_curve, train,
+    ValidationReport, check_folder, item_losses, loss_curve, train,
 };
 pub use schedule::learning_rate;
 pub use trainable::{Batch, Item, Objective, Part, Split, Trainable};

@@ -60,9 +60,7 @@ pub(super) fn prepare(args: &PrepareArgs) -> Result<Exit> {
     });
     bar.finish_and_clear();
     if cancel.is_cancelled() {
-        return Err(
-            Failure::interrupted("preparing was interrupted").help("remove the folder and prepare again")
-        );
+        return Err(Failure::interrupted("preparing was interrupted: nothing was kept"));
     }
     // A file that cannot be read explains why there was nothing more.
     records.finish()?;
@@ -98,6 +96,11 @@ fn show(report: &Report, seconds: f64) -> Result<()> {
             "left out of training: {} records about documents that are validated on",
             m.crossing_records
         ));
+    }
+    if m.validation.questions == 0 {
+        output::note(
+            "nothing to validate on: no document fell into the validation split (see --validation and --validation-input)",
+        );
     }
     let tokens = m.train.encoder_tokens + m.validation.encoder_tokens;
     output::note(&format!("{seconds:.1} s, {:.0} encoder tokens/s", tokens as f64 / seconds.max(1e-9)));

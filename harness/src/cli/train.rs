@@ -11,6 +11,7 @@ use e2llm_lm::open_device;
 use e2llm_train::config::Method;
 use e2llm_train::{
     CepeTask, E2llmTask, End, LlocoTask, Outcome, RunOptions, SftTask, Sources, TrainConfig, Trainable,
+    check_folder,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 pub(super) fn train(args: &TrainArgs) -> Result<Exit> {
     let config = config(args)?;
     let cancel = super::run::cancel_on_ctrl_c()?;
+    check_folder(&out_folder(args), &config, args.resume).map_err(failure)?;
     let model = open_model(&config, &args.models, args.quiet, &cancel)?;
     if !args.quiet {
         let trained: usize = model.vars().values().map(|v| v.elem_count()).sum();
@@ -153,9 +155,10 @@ fn show(args: &TrainArgs, outcome: &Outcome) -> Result<()> {
         if outcome.end == End::Early {
             output::note("the validation got no better: ended early");
         }
-        if let Some(best) = outcome.best {
-            output::note(&format!("best validation: {:.4} nats/token after step {}", best.loss, best.step));
-        }
+        output::note(&match outcome.best {
+            Some(best) => format!("best validation: {:.4} nats/token after step {}", best.loss, best.step),
+            None => "nothing was validated: `best` is the last checkpoint".to_owned(),
+        });
         output::note(&format!("last checkpoint: {}", outcome.last.display()));
     }
     Ok(())

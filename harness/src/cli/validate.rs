@@ -38,6 +38,7 @@ pub(super) fn validate(args: &ValidateArgs) -> Result<Exit> {
             .map(str::to_owned)
             .to_vec(),
     ];
+    let mut measured = false;
     for objective in Objective::ALL {
         let part = Part { split: Split::Validation, objective, window: args.window };
         let bar = if args.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
@@ -55,12 +56,17 @@ pub(super) fn validate(args: &ValidateArgs) -> Result<Exit> {
         if losses.is_empty() {
             continue;
         }
+        measured = true;
         let row = Measured::new(model.as_ref(), part, &losses, &config);
         if args.json {
             output::print_json(&row.json(objective))?;
         } else {
             rows.push(row.cells(objective));
         }
+    }
+    if !measured {
+        let message = format!("nothing to validate on in {}", args.data.display());
+        return Err(Failure::usage(message).help("prepare it with more documents, or a larger --validation"));
     }
     if !args.json {
         output::print(&output::table(&rows))?;

@@ -62,6 +62,12 @@ impl Manifest {
     /// A file that is missing, damaged or of another format.
     pub fn of(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
+        if !path.exists() {
+            let at = folder.display();
+            return Err(TrainError::Config(format!(
+                "no prepared data in {at}: make it with `e2llm-bench prepare --out {at}`"
+            )));
+        }
         let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
         let manifest: Self = serde_json::from_str(&text).map_err(|e| TrainError::file(&path, e))?;
         if manifest.format != FORMAT {

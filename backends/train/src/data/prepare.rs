@@ -2,7 +2,7 @@
 
 use super::ids::Width;
 use super::manifest::{FORMAT, Manifest, SplitInfo};
-use super::writer::{ChunkIds, SplitWriter};
+use super::writer::{ChunkIds, FILES, SplitWriter};
 use crate::order::generator;
 use crate::{Result, Split, TrainError};
 use e2llm_backend::Chunker;
@@ -12,7 +12,7 @@ use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A question about a text, with its answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,9 +105,52 @@ pub fn prepare(
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<Report> {
     std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
-    if std::fs::read_dir(folder).map_err(TrainError::io(folder))?.next().is_some() {
-        return Err(TrainError::file(folder, "is not empty: choose another folder or remove it"));
+    clear_unfinished(folder)?;
+    let prepared = prepare_into(records, folder, settings, progress);
+    if prepared.is_err() {
+        // The error that matters is the first one.
+        drop(clear_unfinished(folder));
     }
+    prepared
+}
+
+/// Removes what a preparation left that did not come to its end: the files of both splits, and nothing that is not one of them.
+fn clear_unfinished(folder: &Path) -> Result<()> {
+    let splits = [Split::Train, Split::Validation].map(|split| folder.join(split.name()));
+    let list = |folder: &Path| -> Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(folder).map_err(TrainError::io(folder))?;
+        let paths: std::io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
+        paths.map_err(TrainError::io(folder))
+    };
+    let mut unfinished = Vec::new();
+    for entry in list(folder)? {
+        let inside = if splits.contains(&entry) && entry.is_dir() { list(&entry)? } else { vec![entry] };
+        let foreign =
+            |path: &&PathBuf| !path.file_name().is_some_and(|n| FILES.iter().any(|file| n == *file));
+        if let Some(other) = inside.iter().find(foreign) {
+            return Err(TrainError::Config(format!(
+                "{} is not empty ({} is there): choose another folder (--out) or remove it",
+                folder.display(),
+                other.display()
+            )));
+        }
+        unfinished.extend(inside);
+    }
+    for path in unfinished {
+        std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
+    }
+    for split in splits.iter().filter(|split| split.exists()) {
+        std::fs::remove_dir(split).map_err(TrainError::io(split))?;
+    }
+    Ok(())
+}
+
+fn prepare_into(
+    records: impl Iterator<Item = Incoming>,
+    folder: &Path,
+    settings: &PrepareSettings<'_>,
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<Report> {
     let (encoder, decoder) =
         (Width::of(settings.encoder.vocab_size()), Width::of(settings.decoder.vocab_size()));
     let mut preparation = Preparation {

@@ -33,6 +33,18 @@ impl TextWriter {
     }
 }
 
+/// What the files of a split are called.
+pub(super) const FILES: [&str; 8] = [
+    "encoder.ids",
+    "decoder.ids",
+    "chunks.idx",
+    "documents.idx",
+    "documents.txt",
+    "questions.idx",
+    "questions.txt",
+    "answers.ids",
+];
+
 /// The files of a split.
 pub(super) struct SplitWriter {
     encoder: NumberWriter,
@@ -49,16 +61,17 @@ pub(super) struct SplitWriter {
 impl SplitWriter {
     pub(super) fn create(folder: &Path, encoder: Width, decoder: Width) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
-        let numbers = |name: &str, width| NumberWriter::create(folder.join(name), width);
+        let [ids, own, chunks, documents, names, questions, instructions, answers] =
+            FILES.map(|name| folder.join(name));
         Ok(Self {
-            encoder: numbers("encoder.ids", encoder)?,
-            decoder: numbers("decoder.ids", decoder)?,
-            chunks: numbers("chunks.idx", Width::Eight)?,
-            documents: numbers("documents.idx", Width::Eight)?,
-            names: TextWriter::create(folder.join("documents.txt"))?,
-            questions: numbers("questions.idx", Width::Eight)?,
-            instructions: TextWriter::create(folder.join("questions.txt"))?,
-            answers: numbers("answers.ids", decoder)?,
+            encoder: NumberWriter::create(ids, encoder)?,
+            decoder: NumberWriter::create(own, decoder)?,
+            chunks: NumberWriter::create(chunks, Width::Eight)?,
+            documents: NumberWriter::create(documents, Width::Eight)?,
+            names: TextWriter::create(names)?,
+            questions: NumberWriter::create(questions, Width::Eight)?,
+            instructions: TextWriter::create(instructions)?,
+            answers: NumberWriter::create(answers, decoder)?,
             info: SplitInfo::default(),
         })
     }

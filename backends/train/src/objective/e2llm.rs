@@ -12,7 +12,7 @@ use crate::{BaseSource, Batch, Item, Objective, Part, Result, Split, TrainError,
 use candle_core::{Device, Tensor, Var};
 use e2llm::checkpoint::{self, BaseModel, BaseModels};
 use e2llm::{E2llmConfig, E2llmModel, Example, PromptIds, PromptStyle};
-use e2llm_lm::Tokenizer;
+use e2llm_lm::{Tokenizer, Weights};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -47,6 +47,14 @@ impl E2llmTask {
         let Some(encoder) = sources.encoder.clone() else {
             return Err(TrainError::Config("the method `e2llm` needs an encoder".into()));
         };
+        if let Some(start) = &config.model.start
+            && !Weights::exist(start, checkpoint::TRAINED)
+        {
+            let at = start.display();
+            return Err(TrainError::Config(format!(
+                "model.start: no checkpoint of `e2llm` in {at} (no e2llm.safetensors): give the folder of one, as train/first/best"
+            )));
+        }
         let parts = checkpoint::Sources {
             checkpoint: config.model.start.clone(),
             encoder: encoder.path.clone(),

@@ -6,7 +6,7 @@ use crate::{Optimizer, Result, TrainError, Trainable};
 use candle_core::{DType, Device};
 use e2llm_lm::{Weights, write_safetensors};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -50,26 +50,41 @@ impl State {
 /// The folder.
 pub(super) struct RunFolder {
     path: PathBuf,
+    /// Held against other processes.
+    _lock: Option<File>,
+}
+
+/// Whether a training with these settings can start in `folder`, or go on there where it is to be resumed.
+///
+/// # Errors
+/// A training that is there and is not to be resumed, or was started with other settings.
+pub fn check_folder(folder: &Path, config: &TrainConfig, resume: bool) -> Result<()> {
+    let file = folder.join(CONFIG);
+    if !file.exists() {
+        return Ok(());
+    }
+    if !resume {
+        let at = folder.display();
+        return Err(TrainError::Config(format!(
+            "there is a training in {at} already: go on with it (--resume), or choose another folder (--out)"
+        )));
+    }
+    let text = fs::read_to_string(&file).map_err(TrainError::io(&file))?;
+    let old: TrainConfig = toml::from_str(&text).map_err(|e| TrainError::file(&file, e))?;
+    let differences = config.differences(&old)?;
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::Changed { folder: folder.to_owned(), differences })
 }
 
 impl RunFolder {
     /// Starts a training in `path`, or goes on with the one that is there.
     pub(super) fn open(path: &Path, config: &TrainConfig, resume: bool) -> Result<Self> {
         fs::create_dir_all(path.join("checkpoints")).map_err(TrainError::io(path))?;
-        let folder = Self { path: path.to_owned() };
+        let folder = Self { path: path.to_owned(), _lock: claim(path)? };
+        check_folder(path, config, resume)?;
         let file = path.join(CONFIG);
-        if file.exists() {
-            if !resume {
-                let message = "there is a training already: resume it, or choose another folder".to_owned();
-                return Err(TrainError::File { path: path.to_owned(), message });
-            }
-            let text = fs::read_to_string(&file).map_err(TrainError::io(&file))?;
-            let old: TrainConfig = toml::from_str(&text).map_err(|e| TrainError::file(&file, e))?;
-            let differences = config.differences(&old)?;
-            if !differences.is_empty() {
-                return Err(TrainError::Changed { folder: path.to_owned(), differences });
-            }
-        }
         folder.remove_partial()?;
         let text = config_text(config)?;
         let partial = path.join("config.toml.partial");
@@ -183,7 +198,7 @@ impl RunFolder {
         sync_all(folder)
     }
 
-    /// Keeps the best checkpoint and the last `keep` ones, and links `best` and `last`.
+    /// Keeps the best checkpoint and the last `keep` ones, and links `best` and `last`, which are one where nothing was validated.
     pub(super) fn tidy(&self, best: Option<Best>, keep: usize) -> Result<()> {
         let steps = self.steps()?;
         let best = best.map(|b| b.step);
@@ -193,12 +208,28 @@ impl RunFolder {
                 fs::remove_dir_all(&folder).map_err(TrainError::io(&folder))?;
             }
         }
-        for (name, step) in [("best", best), ("last", steps.last().copied())] {
+        let last = steps.last().copied();
+        for (name, step) in [("best", best.or(last)), ("last", last)] {
             if let Some(step) = step.filter(|s| steps.contains(s)) {
                 link(&self.path.join(name), &Path::new("checkpoints").join(format!("step-{step:08}")))?;
             }
         }
         Ok(())
+    }
+}
+
+/// Locks a folder against other processes for as long as the file is held.
+fn claim(folder: &Path) -> Result<Option<File>> {
+    let path = folder.join(".lock");
+    let file = File::create(&path).map_err(TrainError::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => {
+            let message = "another process is training in this folder";
+            Err(TrainError::file(folder, message))
+        }
+        // A file system without locks: two trainings in one folder are the user's to avoid.
+        Err(TryLockError::Error(_)) => Ok(None),
     }
 }
 

@@ -7,7 +7,7 @@
 //! tensorboard/                 event files, one for each start
 //! checkpoints/step-00000200/   what `Trainable::save` writes, and:
 //!     config.toml, state.json, state.safetensors   what resuming needs (float32 weights and moments)
-//! best, last                   links to two of them (unix)
+//! best, last                   links to two of them (unix); to the last one both, where nothing was validated
 //! ```
 
 mod crc;
@@ -21,7 +21,7 @@ mod trainer;
 
 pub use crc::Crc32c;
 pub use curve::loss_curve;
-pub use folder::Best;
+pub use folder::{Best, check_folder};
 pub use measure::{ItemLoss, item_losses};
 pub use metrics::{StepReport, ValidationReport};
 pub use plot::{Plot, Series};

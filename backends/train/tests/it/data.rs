@@ -96,6 +96,15 @@ fn unusable_records_are_named_and_too_many_are_an_error() {
     let error = prepared(root.path(), bad(), 0.1).unwrap_err().to_string();
     assert!(error.contains("3 of 23") && error.contains("line 8"), "{error}");
     assert!(!root.path().join("data/manifest.json").exists(), "unfinished data has no manifest");
+    // Nothing of it is in the way of the next one, and nothing that is not of it is touched.
+    let notes = root.path().join("data/train/notes.txt");
+    std::fs::create_dir_all(notes.parent().unwrap()).unwrap();
+    std::fs::write(&notes, "mine").unwrap();
+    let error = prepared(root.path(), bad(), 0.2).unwrap_err().to_string();
+    assert!(error.contains("notes.txt is there") && notes.exists(), "{error}");
+    std::fs::remove_file(&notes).unwrap();
+    std::fs::write(root.path().join("data/train/chunks.idx"), "of a process that was killed").unwrap();
+    prepared(root.path(), bad(), 0.2).unwrap();
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use crate::support::{checkpoints, config, task, workshop};
 use candle_core::{Tensor, Var};
 use e2llm_train::{
-    Batch, E2llmTask, End, Item, Part, Result, RunOptions, Split, TrainError, Trainable, train,
+    Batch, E2llmTask, End, Item, Observer, Part, Result, RunOptions, Split, StepReport, TrainError,
+    Trainable, train,
 };
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -74,6 +75,31 @@ fn broken(root: &Path, steps: usize) -> (Broken, e2llm_train::TrainConfig, RunOp
     let task = task(root, &config);
     let options = RunOptions { folder: root.join("out"), ..RunOptions::default() };
     (Broken { task, good: Cell::new(1000), room: Cell::new(1000), worsens: false }, config, options)
+}
+
+/// Tries to train in the same folder at every step.
+struct Second<'a>(&'a Broken, &'a e2llm_train::TrainConfig, &'a RunOptions, Vec<String>);
+
+impl Observer for Second<'_> {
+    fn step(&mut self, _: &StepReport) {
+        let Self(task, config, options, errors) = self;
+        errors.push(train(*task, config, options, &mut ()).unwrap_err().to_string());
+    }
+}
+
+#[test]
+fn one_process_trains_in_a_folder() {
+    let root = workshop(8);
+    let (task, config, options) = broken(root.path(), 2);
+    let again = RunOptions { resume: true, ..options.clone() };
+    let mut second = Second(&task, &config, &again, Vec::new());
+    train(&task, &config, &options, &mut second).unwrap();
+    assert_eq!(second.3.len(), 2);
+    assert!(second.3.iter().all(|e| e.contains("another process is training")), "{:?}", second.3);
+    // Then the folder is free.
+    let error = train(&task, &config, &options, &mut ()).unwrap_err().to_string();
+    assert!(error.contains("already") && error.contains("--resume"), "{error}");
+    train(&task, &config, &again, &mut ()).unwrap();
 }
 
 #[test]
