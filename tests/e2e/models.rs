@@ -74,6 +74,12 @@ fn random_weights_of_any_size_stand_in_for_a_model_in_every_method() {
     for point in points {
         assert!(point["error"].is_null() && point["prompt_tokens"].as_u64() > Some(0), "{point}");
     }
+    let answers =
+        ["run", "--tasks", "niah", "--limit", "1", "--max-new-tokens", "1", "--backend", "truncate"];
+    let to = dir.path().join("run");
+    let run = ["--model", arg(&model), "--out", arg(&to)];
+    bench(&[&answers[..], &run].concat()).code(0).says(&["decoder are RANDOM"]);
+    assert!(std::fs::read_to_string(to.join("manifest.toml")).unwrap().contains("are RANDOM"));
     // without the file that stands in for them there are no weights
     std::fs::remove_file(model.join("decoder/random_weights.json")).unwrap();
     let without = ["--model", arg(&model), "--backend", "full", "--lengths", "300", "--out", arg(&out)];

@@ -170,6 +170,7 @@ impl<M: Method> DecoderBackend<M> {
             Some(rope) => rope.apply(&mut files.config).map_err(|e| BackendError::failed(&e))?,
             None => Vec::new(),
         };
+        warnings.extend(files.weights.warning());
         warnings.extend(method.configure(&mut files.config)?);
         let positions = files.config.max_position_embeddings;
         let adapted: u64 =

@@ -105,6 +105,8 @@ pub(super) fn info(
     let positions = loaded.decoder.config.max_position_embeddings as u64;
     let window = context.model.window.unwrap_or(positions).min(positions);
     let mut warnings = loaded.warnings.clone();
+    warnings.extend(loaded.encoder.weights.warning());
+    warnings.extend(loaded.decoder.weights.warning());
     let template = loaded.decoder.tokenizer.as_ref().and_then(Tokenizer::chat);
     if template.is_none() {
         warnings.push("the decoder has no chat template: prompts are raw text".into());

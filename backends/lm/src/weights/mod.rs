@@ -93,6 +93,13 @@ impl Weights {
         }
     }
 
+    /// What every output of a model with these weights has to say: that they are random, where they are.
+    pub fn warning(&self) -> Option<String> {
+        let at = self.path.display();
+        matches!(self.source, Source::Random(..))
+            .then(|| format!("the weights of {at} are RANDOM: answers and scores mean nothing"))
+    }
+
     /// The weights of a model's folder: [`Weights::open`], or [`Weights::random`] of `specs` where a
     /// [`RandomWeights`] file stands in for them.
     ///
