@@ -65,6 +65,16 @@ pub struct OptionSpec {
     pub help: &'static str,
 }
 
+/// What a value has to be, in words.
+fn kind_of<T>() -> &'static str {
+    match std::any::type_name::<T>() {
+        "u16" | "u32" | "u64" | "usize" => "whole number from 0 up",
+        "f32" | "f64" => "number",
+        "bool" => "`true` or `false`",
+        other => other,
+    }
+}
+
 /// Options given by the user, checked against the backend's declared ones.
 #[derive(Debug, Clone, Default)]
 pub struct Options(BTreeMap<String, String>);
@@ -102,7 +112,7 @@ impl Options {
             return Ok(None);
         }
         text.parse().map(Some).map_err(|_| {
-            let message = format!("backend option `{name}`: `{text}` is no {}", std::any::type_name::<T>());
+            let message = format!("backend option `{name}`: `{text}` is no {}", kind_of::<T>());
             BackendError::new(ErrorKind::BadRequest, message)
         })
     }

@@ -4,7 +4,7 @@ use super::splits::{Input, Origin, TaskSplit};
 use crate::failure::{Failure, Result};
 use e2llm_plugin::Example;
 use e2llm_plugin::client::{ExampleStream, TaskClient};
-use e2llm_plugin::json_lines::open_text;
+use e2llm_plugin::json_lines::{json_problem, open_text};
 use e2llm_train::Split;
 use e2llm_train::data::{Assign, Incoming, Record};
 use serde_json::Value;
@@ -134,7 +134,7 @@ impl Iterator for &mut Records {
 
 fn record(line: &[u8]) -> std::result::Result<Record, String> {
     let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8 at byte {}", e.valid_up_to()))?;
-    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {}", json_problem(&e)))?;
     let field = |names: &[&str]| {
         let found = names.iter().find_map(|n| value.get(n));
         let found = found.ok_or_else(|| format!("no field `{}`", names.join("` or `")))?;

@@ -73,7 +73,7 @@ impl JsonLines {
             let text = std::str::from_utf8(&self.buffer)
                 .map_err(|e| Error::io(format!("{}: not UTF-8 at byte {}", place(), e.valid_up_to())))?;
             let value = serde_json::from_str(text).map_err(|e| {
-                Error::io(format!("{}: not JSON: {e}", place()))
+                Error::io(format!("{}: not JSON: {}", place(), json_problem(&e)))
                     .with_help("mend or remove that line; every line must be one JSON object")
             })?;
             return Ok(Some(Record { place: place(), value }));
@@ -91,6 +91,15 @@ impl Iterator for JsonLines {
         let item = self.read().transpose();
         self.done = !matches!(item, Some(Ok(_)));
         item
+    }
+}
+
+/// What is wrong with the text of one line, whose number is told elsewhere.
+pub fn json_problem(error: &serde_json::Error) -> String {
+    let (all, column) = (error.to_string(), error.column());
+    match all.strip_suffix(&format!(" at line {} column {column}", error.line())) {
+        Some(what) => format!("{what} at column {column}"),
+        None => all,
     }
 }
 
@@ -113,6 +122,7 @@ mod tests {
         assert_eq!(got.len(), 3);
         let error = got[2].as_ref().unwrap_err();
         assert!(error.message.starts_with("f.jsonl, line 3: not JSON"), "{error}");
+        assert!(error.message.contains("at column") && !error.message.contains("line 1"), "{error}");
     }
 
     #[test]

@@ -210,10 +210,9 @@ impl TaskOptions {
         let Some(text) = self.text(name) else { return Ok(None) };
         match text.parse() {
             Ok(value) => Ok(Some(value)),
-            Err(_) => Err(Error::bad_request(format!(
-                "task option `{name}`: `{text}` is no {}",
-                std::any::type_name::<T>()
-            ))),
+            Err(_) => {
+                Err(Error::bad_request(format!("task option `{name}`: `{text}` is no {}", kind_of::<T>())))
+            }
         }
     }
 
@@ -234,11 +233,20 @@ impl TaskOptions {
         };
         let read = |s: &String| {
             s.parse().map_err(|_| {
-                let kind = std::any::type_name::<T>();
-                Error::bad_request(format!("task option `{name}`: `{s}` is no {kind}"))
+                Error::bad_request(format!("task option `{name}`: `{s}` is no {}", kind_of::<T>()))
             })
         };
         items.iter().map(read).collect::<Result<_>>().map(Some)
+    }
+}
+
+/// What a value has to be, in words.
+fn kind_of<T>() -> &'static str {
+    match std::any::type_name::<T>() {
+        "u16" | "u32" | "u64" | "usize" => "whole number from 0 up",
+        "f32" | "f64" => "number",
+        "bool" => "`true` or `false`",
+        other => other,
     }
 }
 

@@ -209,7 +209,7 @@ fn a_haystack_that_is_missing_or_useless_is_an_error() {
 fn options_are_checked() {
     for (pairs, message) in [
         (vec![("lenghts", json!("1000"))], "unknown task option `lenghts`"),
-        (vec![("lengths", json!("1000,x"))], "`x` is no u64"),
+        (vec![("lengths", json!("1000,x"))], "`x` is no whole number from 0 up"),
         (vec![("lengths", json!("150"))], "150 leaves nothing after the buffer of 200"),
         (vec![("lengths", json!("1000,1000"))], "1000 is there twice"),
         (vec![("depths", json!("0,101"))], "101 is not between 0 and 100"),
