@@ -31,8 +31,14 @@ pub(super) fn metric(args: &MetricArgs) -> Result<Exit> {
     std::thread::scope(|scope| {
         let (sender, blocks) = mpsc::sync_channel(1);
         scope.spawn(move || read_blocks(pairs, &sender));
+        let mut told = args.aggregate;
         for block in blocks {
-            for (scores, lines) in score_block(&set, &block?, threads, args.aggregate)? {
+            let block = block?;
+            if let Some(first) = block.first().filter(|_| !told) {
+                tell_absent(&set, first)?;
+                told = true;
+            }
+            for (scores, lines) in score_block(&set, &block, threads, args.aggregate)? {
                 rows.extend(scores.into_iter().map(|scores| Row { scores }));
                 output::print(&lines)?;
             }
@@ -105,6 +111,16 @@ fn score_block(set: &MetricSet, block: &[Record], threads: usize, aggregate: boo
 fn score(set: &MetricSet, record: &Record) -> std::result::Result<Scores, String> {
     let sample = pair(record).map_err(|e| e.message)?;
     set.score(&sample).map_err(|e| format!("{}: {e}", record.place))
+}
+
+/// Says which values a pair has none of, because they are of all pairs together.
+fn tell_absent(set: &MetricSet, record: &Record) -> Result<()> {
+    let scores = score(set, record).map_err(Failure::failed)?;
+    let absent: Vec<_> = set.wanted.iter().filter(|id| !scores.contains_key(*id)).cloned().collect();
+    if !absent.is_empty() {
+        output::note(&format!("note: {} is of all pairs together: see --aggregate", absent.join(", ")));
+    }
+    Ok(())
 }
 
 fn pair(record: &Record) -> e2llm_plugin::Result<Scored> {
