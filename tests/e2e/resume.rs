@@ -193,9 +193,9 @@ fn other_settings_are_another_run() {
     ];
     echo(&out, "quality", &other).code(2).says(&[
         "was made with other settings",
-        "backend options: was",
+        "backend option mode: was not set, now fixed",
         "seed: was 0, now 5",
-        "generation: was",
+        "temperature: was 0, now 0.5",
         "name another folder with --out",
     ]);
     assert!(repeatable(&out) == before);
@@ -205,6 +205,35 @@ fn other_settings_are_another_run() {
     echo(&grown, "quality,triviaqa", &["-q", "--limit", "4"]).code(0);
     assert!(repeatable(&out) == repeatable(&grown));
     assert_eq!(samples(&out, "quality").len(), 4);
+}
+
+#[test]
+fn answers_that_are_there_are_not_dropped() {
+    let dir = tempdir().unwrap();
+    let out = dir.path().join("run");
+    let quick = ["-q", "--limit", "2", "--task-option", "niah.lengths=300;niah.depths=0"];
+    echo(&out, "niah,quality", &quick).code(0);
+    let before = (repeatable(&out), text(&out, "manifest.toml"));
+    let refused = |tasks: &str, more: &[&str], says: &str| {
+        echo(&out, tasks, &[more, &["-q", "--resume"]].concat())
+            .code(2)
+            .says(&["was made with other settings", says]);
+        assert!((repeatable(&out), text(&out, "manifest.toml")) == before, "{more:?}");
+    };
+    let other = ["--limit", "2", "--task-option", "niah.lengths=300;niah.depths=100"];
+    refused("niah,quality", &other, "task option niah.depths: was 0, now 100");
+    refused("niah,quality", &[&quick[1..], &["--limit", "1"]].concat()[2..], "limit: was 2, now 1");
+    refused("quality", &quick[1..3], "task niah: was run and has answers, now left out");
+    refused(
+        "niah,quality",
+        &[&quick[1..], &["--max-new-tokens", "64"]].concat(),
+        "max_new_tokens: was the task's own, now 64",
+    );
+    echo(&out, "niah,quality", &["--resume", "--max-new-tokens", "0"]).code(2).says(&["max_new_tokens of 0"]);
+    // a task that has none may go
+    std::fs::remove_file(out.join("samples/niah.jsonl")).unwrap();
+    echo(&out, "quality", &["-q", "--limit", "2", "--resume"]).code(0);
+    assert_eq!(results(&out)["tasks"].as_array().unwrap().len(), 1);
 }
 
 #[test]

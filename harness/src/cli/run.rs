@@ -104,17 +104,7 @@ impl Evaluation<'_> {
         check_plans(settings, &plans)?;
         let manifest = manifest(settings, &plans, backend.as_ref())?;
         if let Some(old) = folder.manifest()? {
-            let differences = old.differences(&manifest);
-            if !differences.is_empty() {
-                return Err(Failure::usage(format!(
-                    "{} was made with other settings",
-                    folder.path().display()
-                ))
-                .help(format!(
-                    "{}\nrun with the same settings, or name another folder with --out",
-                    differences.join("\n")
-                )));
-            }
+            check_same(&folder, &old, &manifest)?;
         }
         accept(&manifest)?;
         folder.write("manifest.toml", &manifest.to_text()?)?;
@@ -126,6 +116,24 @@ impl Evaluation<'_> {
         let results = write_results(&folder, &manifest, metrics, false)?;
         Ok(Evaluated { folder, results, finished })
     }
+}
+
+/// Fails where a run is to be gone on with as another one, or would lose answers.
+fn check_same(folder: &RunFolder, old: &Manifest, new: &Manifest) -> Result<()> {
+    let mut differences = old.differences(new);
+    for task in old.left_out(new) {
+        if folder.has_samples(task)? {
+            differences.push(format!("task {}: was run and has answers, now left out", task.id));
+        }
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{} was made with other settings", folder.path().display());
+    Err(Failure::usage(message).help(format!(
+        "{}\nrun with the same settings, or name another folder with --out",
+        differences.join("\n")
+    )))
 }
 
 /// Requests that a batch has.

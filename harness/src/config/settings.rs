@@ -126,6 +126,11 @@ impl RunSettings {
         if limit == Some(0) {
             return Err(Failure::usage("a limit of 0 leaves nothing to do"));
         }
+        let max_new_tokens = args.max_new_tokens.or(file.generation.max_new_tokens);
+        if max_new_tokens == Some(0) {
+            return Err(Failure::usage("max_new_tokens of 0 leaves nothing to answer with")
+                .help("leave it out for each task's own length"));
+        }
         let mut plugin_dirs = args.plugins.plugin_dir.clone();
         plugin_dirs.extend(file.plugin_dir.unwrap_or_default());
         Ok(Self {
@@ -153,7 +158,7 @@ impl RunSettings {
             device: Device::Cpu,
             dtype: String::new(),
             backend_options: BTreeMap::new(),
-            max_new_tokens: args.max_new_tokens.or(file.generation.max_new_tokens),
+            max_new_tokens,
             temperature,
             top_p,
             prompt,

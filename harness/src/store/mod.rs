@@ -118,6 +118,14 @@ impl RunFolder {
         Ok(lines.filter(move |s| s.as_ref().map_or(true, |s| s.index < planned)))
     }
 
+    /// Whether a task has finished samples.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is damaged.
+    pub fn has_samples(&self, task: &TaskEntry) -> Result<bool> {
+        Ok(self.records(task)?.next().transpose()?.is_some())
+    }
+
     /// Opens a task's samples for appending; `known` gets those that are there, as they were written.
     ///
     /// # Errors
