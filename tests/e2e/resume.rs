@@ -302,6 +302,33 @@ fn a_full_disk_keeps_what_was_finished() {
 }
 
 #[test]
+fn what_is_missing_of_a_run_is_said() {
+    let dir = tempdir().unwrap();
+    let expected = uninterrupted(dir.path(), &[]);
+    let out = dir.path().join("uninterrupted");
+    let whole = text(&out, "samples/quality.jsonl");
+    let all = [samples(&out, "quality").len(), samples(&out, "niah").len()];
+    std::fs::write(
+        out.join("samples/quality.jsonl"),
+        whole.split_inclusive('\n').take(2).collect::<String>(),
+    )
+    .unwrap();
+    std::fs::remove_file(out.join("samples/niah.jsonl")).unwrap();
+    let [quality, niah] =
+        [format!("2 of {} samples finished", all[0]), format!("niah: 0 of {} samples", all[1])];
+    bench(&["score", arg(&out)]).code(0).prints(&[&format!("2 of {}", all[0])]).says(&[
+        &format!("quality: {quality}"),
+        &niah,
+        "goes on with --resume",
+    ]);
+    assert!(text(&out, "leaderboard.csv").contains(&quality));
+    bench(&["leaderboard", arg(&out)]).code(0).prints(&[&quality, &niah]);
+    bench(&["leaderboard", "--format", "csv", arg(&out)]).code(0).prints(&[&quality]).says(&[&niah]);
+    echo(&out, TASKS, &["-q", "--resume"]).code(0);
+    assert!(repeatable(&out) == expected);
+}
+
+#[test]
 fn score_takes_what_an_interrupted_run_has() {
     let dir = tempdir().unwrap();
     let out = dir.path().join("run");

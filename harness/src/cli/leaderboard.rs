@@ -23,7 +23,7 @@ pub(super) fn leaderboard(args: &LeaderboardArgs) -> Result<Exit> {
             runs.extend(own.into_iter().map(|(label, results)| (format!("{before}{label}"), results)));
             continue;
         }
-        let (folder, _) = RunFolder::open(path)?;
+        let (folder, manifest) = RunFolder::open(path)?;
         let file = path.join("results.json");
         let text = std::fs::read_to_string(&file).map_err(|e| {
             Failure::failed(format!("cannot read {}: {e}", file.display())).help(format!(
@@ -31,7 +31,10 @@ pub(super) fn leaderboard(args: &LeaderboardArgs) -> Result<Exit> {
                 path.display()
             ))
         })?;
-        runs.push((folder.name(), Results::from_json(&file.display().to_string(), &text)?));
+        let mut results = Results::from_json(&file.display().to_string(), &text)?;
+        // they may be older than what is being added to the run
+        results.note_unfinished(manifest.planned());
+        runs.push((folder.name(), results));
     }
     let runs: Vec<_> = runs.iter().map(|(name, results)| LeaderboardRun { name, results }).collect();
     let table = match args.format {
@@ -39,5 +42,10 @@ pub(super) fn leaderboard(args: &LeaderboardArgs) -> Result<Exit> {
         TableFormat::Md => leaderboard_markdown(&runs)?,
     };
     output::print(&table)?;
+    if matches!(args.format, TableFormat::Csv) {
+        // a task without samples has no row to say so in
+        let notes = runs.iter().flat_map(|r| r.results.unfinished().into_iter().map(|n| (r.name, n)));
+        notes.for_each(|(name, note)| output::note(&format!("{name}: {note}")));
+    }
     Ok(Exit::Done)
 }

@@ -201,7 +201,7 @@ pub(super) fn show(results: &Results, folder: &RunFolder, json: bool, quiet: boo
                 format!("{}{mark}", m.id),
                 number(Some(m.value)),
                 interval,
-                m.n.to_string(),
+                task.planned.map_or_else(|| m.n.to_string(), |planned| format!("{} of {planned}", m.n)),
                 all.n_error.to_string(),
             ]);
         }
@@ -211,6 +211,11 @@ pub(super) fn show(results: &Results, folder: &RunFolder, json: bool, quiet: boo
         if let Some(e) = &task.first_error {
             output::note(&format!("{}: first error, sample {}: {}", task.meta.task, e.sample, e.message));
         }
+    }
+    let unfinished = results.unfinished();
+    unfinished.iter().for_each(|text| output::note(text));
+    if !unfinished.is_empty() {
+        output::note("the run is not finished: the command it was started with goes on with --resume");
     }
     output::note(&format!(
         "* the task's primary metric; written to {}",

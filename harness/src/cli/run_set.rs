@@ -86,7 +86,9 @@ pub(super) fn results_of(set: &RunSet) -> Result<Vec<(String, Results)>> {
     for (label, folder) in set.runs() {
         let file = folder.join("results.json");
         if let Ok(text) = std::fs::read_to_string(&file) {
-            let results = Results::from_json(&file.display().to_string(), &text)?;
+            let mut results = Results::from_json(&file.display().to_string(), &text)?;
+            // they may be older than what is being added to the run
+            results.note_unfinished(Manifest::read(&folder.join("manifest.toml"))?.planned());
             if !results.tasks.is_empty() {
                 all.push((label, results));
             }

@@ -44,7 +44,8 @@ pub fn write_results(
         tasks.push(aggregate(manifest, entry, &samples, &set, bootstrap)?);
     }
     let run = RunIdentity::new(&manifest.backend, manifest.seed, manifest.bootstrap);
-    let results = Results::new(run, tasks);
+    let mut results = Results::new(run, tasks);
+    results.note_unfinished(manifest.planned());
     // not the folder's name: the same run in another folder gives the same bytes
     let name = results.run_id();
     let table = leaderboard_csv(&[LeaderboardRun { name: &name, results: &results }])?;

@@ -65,7 +65,7 @@ pub fn task_results(
     };
     let first_error = samples.first_error().map(first_error);
     let slices = slices(all).map(|s| scope.slice(&s)).collect::<Result<_>>().map_err(place)?;
-    Ok(TaskResults { meta: meta.clone(), first_error, slices })
+    Ok(TaskResults { meta: meta.clone(), planned: None, first_error, slices })
 }
 
 /// Some samples, each once.

@@ -3,7 +3,7 @@
 //! Columns never change order; new ones are added at the end. Numbers have 4 decimals, an absent one is an empty
 //! field. Rows are in the runs' order, tasks in the run's, slices with `all` first, values as declared.
 
-use super::results::{MetricResult, Results, SliceResults, TaskMeta};
+use super::results::{MetricResult, Results, SliceResults, TaskMeta, TaskResults};
 use crate::failure::{Failure, Result};
 use serde::Serialize;
 
@@ -89,7 +89,7 @@ pub fn leaderboard_csv(runs: &[LeaderboardRun<'_>]) -> Result<String> {
         for task in &run.results.tasks {
             for slice in &task.slices {
                 for metric in &slice.metrics {
-                    writer.serialize(line(run, &task.meta, slice, metric)).map_err(unwritable)?;
+                    writer.serialize(line(run, task, slice, metric)).map_err(unwritable)?;
                 }
             }
         }
@@ -99,15 +99,15 @@ pub fn leaderboard_csv(runs: &[LeaderboardRun<'_>]) -> Result<String> {
 
 fn line<'a>(
     run: &LeaderboardRun<'a>,
-    meta: &'a TaskMeta,
+    task: &'a TaskResults,
     slice: &'a SliceResults,
     metric: &'a MetricResult,
 ) -> Line<'a> {
-    let identity = &run.results.run;
+    let (identity, meta) = (&run.results.run, &task.meta);
     let tokens = slice.tokens.as_ref();
     let mut notes: Vec<&str> = identity.warnings.iter().map(String::as_str).collect();
-    let trained_on = trained_on(meta);
-    notes.extend([trained_on.as_str(), &metric.note]);
+    let (unfinished, trained_on) = (task.unfinished().unwrap_or_default(), trained_on(meta));
+    notes.extend([unfinished.as_str(), &trained_on, &metric.note]);
     notes.retain(|n| !n.is_empty());
     Line {
         run: run.name,

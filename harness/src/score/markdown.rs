@@ -110,6 +110,7 @@ fn notes(runs: &[LeaderboardRun<'_>]) -> Vec<String> {
             let names = samples.join(", ");
             notes.push(format!("- {name}: made from the sample records, not a benchmark result: {names}"));
         }
+        notes.extend(run.results.unfinished().iter().map(|text| format!("- {name}: {}", escape(text))));
         let trained = run.results.tasks.iter().map(|t| (trained_on(&t.meta), &t.meta.task));
         let trained = trained.filter(|(text, _)| !text.is_empty());
         notes.extend(trained.map(|(text, task)| format!("- {name}: {}: {text}", escape(task))));

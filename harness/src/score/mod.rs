@@ -36,7 +36,8 @@ pub use heatmap::{Cell, cells, heatmap_csv};
 pub use leaderboard::{LeaderboardRun, leaderboard_csv};
 pub use markdown::leaderboard_markdown;
 pub use results::{
-    FORMAT, FirstError, MetricResult, Results, RunIdentity, SliceResults, TaskMeta, TaskResults, TokenMeans,
+    FORMAT, FirstError, MetricResult, NotBegun, Results, RunIdentity, SliceResults, TaskMeta, TaskResults,
+    TokenMeans,
 };
 pub use samples::Samples;
 pub use stats::{Clusters, DEFAULT_RESAMPLES, Statistic, interval_seed};

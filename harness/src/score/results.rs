@@ -16,6 +16,18 @@ pub struct Results {
     pub run: RunIdentity,
     /// One per task, in the run's order.
     pub tasks: Vec<TaskResults>,
+    /// Its tasks of which no sample is finished.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_begun: Vec<NotBegun>,
+}
+
+/// A task of a run without a finished sample.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotBegun {
+    /// Its id.
+    pub task: String,
+    /// Samples planned.
+    pub planned: u64,
 }
 
 /// What decides a run's results, besides its tasks.
@@ -96,6 +108,9 @@ pub struct TaskMeta {
 pub struct TaskResults {
     /// What was evaluated.
     pub meta: TaskMeta,
+    /// Samples planned, where not all of them are finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned: Option<u64>,
     /// The first sample that ended in an error, if any did.
     pub first_error: Option<FirstError>,
     /// `all`, then e.g. `difficulty=hard`.
@@ -181,10 +196,45 @@ pub struct MetricResult {
     pub note: String,
 }
 
+impl TaskResults {
+    /// Finished samples.
+    fn finished(&self) -> u64 {
+        self.slices.first().map_or(0, |s| s.n as u64)
+    }
+
+    /// Says how many of the planned samples there are, where some are not finished.
+    pub fn unfinished(&self) -> Option<String> {
+        self.planned.map(|planned| unfinished(self.finished(), planned))
+    }
+}
+
+fn unfinished(n: u64, planned: u64) -> String {
+    format!("{n} of {planned} samples finished")
+}
+
 impl Results {
-    /// Results of a run.
+    /// Results of a finished run; see [`Results::note_unfinished`].
     pub fn new(run: RunIdentity, tasks: Vec<TaskResults>) -> Self {
-        Self { format: FORMAT, run, tasks }
+        Self { format: FORMAT, run, tasks, not_begun: Vec::new() }
+    }
+
+    /// Notes what of the run is not finished, given each task's id and planned samples.
+    pub fn note_unfinished<'a>(&mut self, planned: impl IntoIterator<Item = (&'a str, u64)>) {
+        self.not_begun.clear();
+        for (id, planned) in planned {
+            match self.tasks.iter_mut().find(|t| t.meta.task == id) {
+                Some(task) => task.planned = (task.finished() < planned).then_some(planned),
+                None if planned > 0 => self.not_begun.push(NotBegun { task: id.to_owned(), planned }),
+                None => {}
+            }
+        }
+    }
+
+    /// How far tasks are that are not finished; empty for a finished run.
+    pub fn unfinished(&self) -> Vec<String> {
+        let begun = self.tasks.iter().filter_map(|t| Some((&t.meta.task, t.unfinished()?)));
+        let not_begun = self.not_begun.iter().map(|t| (&t.task, unfinished(0, t.planned)));
+        begun.chain(not_begun).map(|(task, how_far)| format!("{task}: {how_far}")).collect()
     }
 
     /// Samples that ended in errors, of all tasks.

@@ -129,6 +129,11 @@ impl Manifest {
         toml::to_string(self).map_err(|e| Failure::failed(format!("cannot write the manifest: {e}")))
     }
 
+    /// Each task's id and planned samples.
+    pub fn planned(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.tasks.iter().map(|t| (t.id.as_str(), t.samples))
+    }
+
     /// What makes a run with `new`'s settings another run than this one, a setting a line; empty where it can be
     /// continued. More samples and more tasks are the same run gone on with; metrics are made anew of its answers.
     pub fn differences(&self, new: &Self) -> Vec<String> {

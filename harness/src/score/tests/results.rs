@@ -252,6 +252,29 @@ fn results_are_read_back_as_they_were_written() {
 }
 
 #[test]
+fn what_is_not_finished_is_said() {
+    let mut results = Results::new(identity(), vec![score(&two_documents(), &["a"]).unwrap()]);
+    let finished = results.to_json().unwrap();
+    let n = results.tasks[0].slices[0].n as u64;
+    results.note_unfinished([("quality", n), ("not-asked", 0)]);
+    assert_eq!((results.unfinished(), results.to_json().unwrap()), (vec![], finished.clone()));
+    results.note_unfinished([("quality", n + 3), ("niah", 10)]);
+    let how_far =
+        [format!("quality: {n} of {} samples finished", n + 3), "niah: 0 of 10 samples finished".into()];
+    assert_eq!(results.unfinished(), how_far);
+    let read = Results::from_json("results.json", &results.to_json().unwrap()).unwrap();
+    assert_eq!(read.unfinished(), how_far);
+    let runs = [LeaderboardRun { name: "r", results: &results }];
+    let csv = leaderboard_csv(&runs).unwrap();
+    assert!(csv.lines().skip(1).all(|row| row.contains(&how_far[0]["quality: ".len()..])), "{csv}");
+    let markdown = leaderboard_markdown(&runs).unwrap();
+    assert!(how_far.iter().all(|text| markdown.contains(&format!("- r: {text}\n"))), "{markdown}");
+    // and no more once it is
+    results.note_unfinished([("quality", n)]);
+    assert_eq!(results.to_json().unwrap(), finished);
+}
+
+#[test]
 fn a_run_is_named_by_what_was_evaluated() {
     let results = |f: fn(&mut RunIdentity, &mut TaskResults)| {
         let (mut identity, mut task) = (identity(), score(&two_documents(), &["a"]).unwrap());
