@@ -237,6 +237,21 @@ fn answers_that_are_there_are_not_dropped() {
 }
 
 #[test]
+fn other_metrics_are_made_of_the_answers_that_are_there() {
+    let dir = tempdir().unwrap();
+    let (out, whole) = (dir.path().join("run"), dir.path().join("whole"));
+    echo(&out, "qmsum", &["-q", "--limit", "2", "--metrics", "rouge1"]).code(0);
+    let answers = text(&out, "samples/qmsum.jsonl");
+    echo(&whole, "qmsum", &["-q", "--limit", "4"]).code(0);
+    // and once more, with nothing left to do
+    for _ in 0..2 {
+        echo(&out, "qmsum", &["-q", "--limit", "4", "--resume"]).code(0);
+        assert!(repeatable(&out) == repeatable(&whole));
+    }
+    assert!(text(&out, "samples/qmsum.jsonl").starts_with(&answers), "nothing is asked again");
+}
+
+#[test]
 fn one_process_writes_a_run() {
     let dir = tempdir().unwrap();
     let out = dir.path().join("run");

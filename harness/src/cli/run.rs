@@ -5,8 +5,7 @@ use crate::config::{Asked, BatchSize, RunArgs, RunSettings};
 use crate::failure::{Exit, Failure, Result};
 use crate::plugins::{Index, SearchPath, set_cancel_flag, set_token_counter};
 use crate::run::{
-    Finished, OpenTask, TaskPlan, TrainedOn, all_methods, build, check, execute, open_tasks, registry,
-    write_results,
+    OpenTask, TaskPlan, TrainedOn, all_methods, build, check, execute, open_tasks, registry, write_results,
 };
 use crate::score::Results;
 use crate::store::{FORMAT, Manifest, PluginUsed, RunFolder, TaskEntry};
@@ -54,7 +53,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     let out = out_folder(first, &name);
     let evaluated = evaluation.evaluate(first, tasks, &out, &|_| Ok(())).map_err(|f| resumable(f, &out))?;
     show(&evaluated.results, &evaluated.folder, args.json, args.quiet)?;
-    Ok(if evaluated.finished.errors > 0 { Exit::SampleErrors } else { Exit::Done })
+    Ok(if evaluated.results.errors() > 0 { Exit::SampleErrors } else { Exit::Done })
 }
 
 /// What the runs of one command have in common.
@@ -72,7 +71,6 @@ pub(super) struct Evaluation<'a> {
 pub(super) struct Evaluated {
     pub(super) folder: RunFolder,
     pub(super) results: Results,
-    pub(super) finished: Finished,
 }
 
 impl Evaluation<'_> {
@@ -108,13 +106,13 @@ impl Evaluation<'_> {
         }
         accept(&manifest)?;
         folder.write("manifest.toml", &manifest.to_text()?)?;
-        let finished = run_plans(settings, &mut plans, backend.as_mut(), &folder, quiet, &self.cancel)?;
+        run_plans(settings, &mut plans, backend.as_mut(), &folder, quiet, &self.cancel)?;
         let metrics = |entry: &TaskEntry| {
             let plan = plans.iter().find(|p| p.entry.id == entry.id);
             plan.map(|p| p.task.metrics.clone()).ok_or_else(|| Failure::failed("a task without a plan"))
         };
         let results = write_results(&folder, &manifest, metrics, false)?;
-        Ok(Evaluated { folder, results, finished })
+        Ok(Evaluated { folder, results })
     }
 }
 
@@ -151,18 +149,15 @@ fn run_plans(
     folder: &RunFolder,
     quiet: bool,
     cancel: &CancelFlag,
-) -> Result<Finished> {
-    let mut all = Finished::default();
+) -> Result<()> {
     let planned = batch_size(settings, backend);
     let mut batch = planned;
     for plan in plans {
-        let one = execute(settings, plan, backend, folder, planned, &mut batch, quiet, cancel)?;
-        all.samples += one.samples;
-        all.errors += one.errors;
+        execute(settings, plan, backend, folder, planned, &mut batch, quiet, cancel)?;
         // they are written: results need the memory for themselves
         plan.samples = Vec::new();
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Says how to go on.

@@ -32,7 +32,7 @@ pub(super) fn run_set(runs: &[RunSettings], evaluation: &mut Evaluation<'_>) -> 
         });
         match evaluated {
             Ok(evaluated) => {
-                errors += evaluated.finished.errors;
+                errors += evaluated.results.errors();
                 if evaluation.args.json {
                     output::print_json(&evaluated.results)?;
                 }

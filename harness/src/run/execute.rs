@@ -15,15 +15,6 @@ const MOST_TURNS: u32 = 16;
 /// Larger values of an example's meta are not kept in the store.
 const LARGEST_META: usize = 8 << 10;
 
-/// How a task's samples went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Finished {
-    /// Samples of the plan.
-    pub samples: u64,
-    /// Those that ended in errors.
-    pub errors: u64,
-}
-
 type Answer = std::result::Result<Response, BackendError>;
 
 struct Run<'a> {
@@ -35,7 +26,8 @@ struct Run<'a> {
     memory: Option<Box<dyn PeakMemory>>,
     writer: SampleWriter,
     reporter: Reporter,
-    finished: Finished,
+    /// Samples that ended in errors.
+    errors: u64,
 }
 
 /// Runs what is not in the folder yet. `planned` is how many samples the backend is to have under way at once; it gets them in
@@ -53,7 +45,7 @@ pub fn execute(
     batch: &mut usize,
     quiet: bool,
     cancel: &CancelFlag,
-) -> Result<Finished> {
+) -> Result<()> {
     // of samples that are finished: whether they failed
     let mut done: Vec<Option<bool>> = vec![None; plan.samples.len()];
     let writer = folder.append(&plan.entry.id, |sample| {
@@ -68,8 +60,7 @@ pub fn execute(
     let reporter = Reporter::new(&plan.entry.id, plan.entry.samples, primary, parts, quiet);
     let needs_model = super::backends::find(&super::backends::registry(), &settings.backend)?.needs_model;
     let memory = if needs_model { Some(memory_of(settings.device)?) } else { None };
-    let finished = Finished::default();
-    let mut run = Run { settings, plan, backend, cancel, memory, writer, reporter, finished };
+    let mut run = Run { settings, plan, backend, cancel, memory, writer, reporter, errors: 0 };
     let mut examples = plan.examples()?;
     // Choices are scored one by one.
     let queue = if plan.task.info.output.is_choice() { planned } else { run.backend.queue(planned).max(1) };
@@ -83,16 +74,14 @@ pub fn execute(
         // a queue that was not finished is redone whole: batching then changes no result
         let done: Option<Vec<bool>> = done[start * queue..][..keys.len()].iter().copied().collect();
         if let Some(done) = done {
-            run.finished.errors += done.iter().filter(|failed| **failed).count() as u64;
-            run.finished.samples += keys.len() as u64;
+            run.errors += done.iter().filter(|failed| **failed).count() as u64;
             run.reporter.resumed(keys.len() as u64);
             continue;
         }
         run.queue(start * queue, part, batch)?;
     }
     run.reporter.finish();
-    run.writer.sync()?;
-    Ok(run.finished)
+    run.writer.sync()
 }
 
 impl Run<'_> {
@@ -107,12 +96,11 @@ impl Run<'_> {
         {
             let record = self.record(first + i, example, answer, prompt);
             if record.failed() {
-                self.finished.errors += 1;
-                if self.finished.errors == 1 {
+                self.errors += 1;
+                if self.errors == 1 {
                     self.reporter.warn(&format!("sample {} failed: {}", record.id, first_error(&record)));
                 }
             }
-            self.finished.samples += 1;
             self.writer.append(&record)?;
             self.reporter.sample(&record.scores);
         }

@@ -10,7 +10,7 @@ mod tasks;
 mod trained_on;
 
 pub use backends::{all_methods, build, check, fetcher, find, registry};
-pub use execute::{Finished, execute};
+pub use execute::execute;
 pub use plan::{Planned, TaskPlan};
 pub use progress::Reporter;
 pub use results::{aggregate_by, write_results};

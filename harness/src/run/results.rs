@@ -10,7 +10,8 @@ use crate::store::{Manifest, RunFolder, TaskEntry};
 use e2llm_plugin::{Aggregate, MetricInfo};
 
 /// Aggregates every task of a run that has samples and writes `results.json`, `leaderboard.csv` and `timings.csv`, and
-/// `heatmap.csv` where a task varies lengths. `metrics` gives a task's metric plugins.
+/// `heatmap.csv` where a task varies lengths. `metrics` gives a task's metric plugins. Answers are scored again where they
+/// lack a value of these, or all with `rescore`.
 ///
 /// # Errors
 /// Damaged samples; a metric that fails; files that cannot be written.
@@ -31,7 +32,7 @@ pub fn write_results(
             if set.is_none() {
                 set = Some(metrics(entry)?);
             }
-            if let Some(set) = set.as_ref().filter(|_| rescore) {
+            if let Some(set) = set.as_ref().filter(|set| rescore || set.lacks(&record)) {
                 set.rescore(&mut record);
             }
             samples.add(&record);

@@ -101,6 +101,13 @@ impl MetricSet {
         of.map_or_else(|| vec![id.to_owned()], <[String]>::to_vec)
     }
 
+    /// Whether a stored answer was scored with other metrics: it has no value of one that is wanted.
+    pub fn lacks(&self, record: &SampleRecord) -> bool {
+        let mut needed = self.wanted.iter().flat_map(|id| self.parts(id));
+        let is_answered = matches!(record.outcome, Outcome::Answered { .. });
+        is_answered && needed.any(|id| !record.scores.contains_key(&id))
+    }
+
     /// Scores a stored sample again.
     pub fn rescore(&self, record: &mut SampleRecord) {
         let Outcome::Answered { response, prediction, .. } = &record.outcome else { return };
