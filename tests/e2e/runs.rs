@@ -235,6 +235,14 @@ fn a_leaderboard_sets_runs_side_by_side() {
     let markdown =
         bench(&["leaderboard", arg(&a), arg(&b)]).code(0).prints(&["plain", "fixed-b", "quality", "niah"]);
     assert!(markdown.stdout().lines().any(|l| l.starts_with('|')));
+    // folders of one name are told apart
+    let (one, two) = (dir.path().join("one/plain"), dir.path().join("two/plain"));
+    for (to, from) in [(&one, &a), (&two, &b)] {
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::rename(from, to).unwrap();
+    }
+    bench(&["leaderboard", arg(&one), arg(&two)]).code(0).prints(&[arg(&one), arg(&two)]);
+    let a = one;
     bench(&["leaderboard", arg(&a), "no/such/run"]).code(2).says(&["no/such/run"]);
 }
 

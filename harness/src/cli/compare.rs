@@ -9,7 +9,7 @@ use crate::score::{
     CompareSettings, Comparison, TaskRun, Values, comparison_csv, comparison_markdown, comparison_notes,
     comparison_text,
 };
-use crate::store::{Manifest, Outcome, RunFolder, SampleRecord};
+use crate::store::{Manifest, Outcome, RunFolder, SampleRecord, names_apart};
 use std::collections::BTreeMap;
 
 /// A run of the comparison.
@@ -48,10 +48,8 @@ pub(super) fn compare(args: &CompareArgs) -> Result<Exit> {
 
 fn load(args: &CompareArgs) -> Result<Vec<Loaded>> {
     let mut runs = Vec::with_capacity(args.runs.len());
-    for path in &args.runs {
+    for (path, name) in args.runs.iter().zip(names_apart(&args.runs)) {
         let (folder, manifest) = RunFolder::open(path)?;
-        let twice = args.runs.iter().filter(|p| p.file_name() == path.file_name()).count() > 1;
-        let name = if twice { path.display().to_string() } else { folder.name() };
         runs.push(Loaded { name, folder, manifest });
     }
     Ok(runs)

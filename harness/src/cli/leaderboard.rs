@@ -5,7 +5,7 @@ use super::output;
 use super::run_set::results_of;
 use crate::failure::{Exit, Failure, Result};
 use crate::score::{LeaderboardRun, Results, leaderboard_csv, leaderboard_markdown};
-use crate::store::{RunFolder, RunSet, folder_name};
+use crate::store::{RunFolder, RunSet, names_apart};
 
 /// Prints the table; a folder of several runs stands for all of them.
 ///
@@ -13,17 +13,17 @@ use crate::store::{RunFolder, RunSet, folder_name};
 /// A folder without results.
 pub(super) fn leaderboard(args: &LeaderboardArgs) -> Result<Exit> {
     let mut runs = Vec::new();
-    for path in &args.runs {
+    for (path, name) in args.runs.iter().zip(names_apart(&args.runs)) {
         if let Some(set) = RunSet::open(path)? {
             let own = results_of(&set)?;
             if own.is_empty() {
                 return Err(Failure::failed(format!("no run in {} has results", path.display())));
             }
-            let before = if args.runs.len() > 1 { format!("{}/", folder_name(path)) } else { String::new() };
+            let before = if args.runs.len() > 1 { format!("{name}/") } else { String::new() };
             runs.extend(own.into_iter().map(|(label, results)| (format!("{before}{label}"), results)));
             continue;
         }
-        let (folder, manifest) = RunFolder::open(path)?;
+        let (_, manifest) = RunFolder::open(path)?;
         let file = path.join("results.json");
         let text = std::fs::read_to_string(&file).map_err(|e| {
             Failure::failed(format!("cannot read {}: {e}", file.display())).help(format!(
@@ -34,7 +34,7 @@ pub(super) fn leaderboard(args: &LeaderboardArgs) -> Result<Exit> {
         let mut results = Results::from_json(&file.display().to_string(), &text)?;
         // they may be older than what is being added to the run
         results.note_unfinished(manifest.planned());
-        runs.push((folder.name(), results));
+        runs.push((name, results));
     }
     let runs: Vec<_> = runs.iter().map(|(name, results)| LeaderboardRun { name, results }).collect();
     let table = match args.format {

@@ -69,11 +69,6 @@ impl RunFolder {
         &self.path
     }
 
-    /// The run's name: the folder's.
-    pub fn name(&self) -> String {
-        folder_name(&self.path)
-    }
-
     /// The manifest of a run that is gone on with.
     ///
     /// # Errors
@@ -154,9 +149,19 @@ impl SampleWriter {
 }
 
 /// What a folder is called, however it is written.
-pub fn folder_name(path: &Path) -> String {
+fn folder_name(path: &Path) -> String {
     let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     canonical.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned())
+}
+
+/// What runs are called side by side: each as its folder, or by its path where another one's folder is called the same.
+pub fn names_apart(paths: &[PathBuf]) -> Vec<String> {
+    let names: Vec<_> = paths.iter().map(|p| folder_name(p)).collect();
+    let apart = |(path, name): (&PathBuf, &String)| {
+        let is_alone = names.iter().filter(|n| *n == name).count() == 1;
+        if is_alone { name.clone() } else { path.components().as_path().display().to_string() }
+    };
+    paths.iter().zip(&names).map(apart).collect()
 }
 
 /// Locks a folder against other processes for as long as the file is held.
@@ -187,4 +192,16 @@ fn write_whole(folder: &Path, name: &str, text: &str) -> Result<()> {
         let _ = std::fs::remove_file(&temporary);
         Failure::io("write", &path, &e)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_one_name_are_told_apart() {
+        let paths = ["a/run", "b/run/", "b/other"].map(PathBuf::from);
+        assert_eq!(names_apart(&paths), ["a/run", "b/run", "other"]);
+        assert_eq!(names_apart(&paths[1..]), ["run", "other"]);
+    }
 }
