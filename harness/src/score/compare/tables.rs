@@ -59,16 +59,21 @@ pub fn comparison_markdown(comparison: &Comparison) -> String {
     parts.join("\n\n") + "\n"
 }
 
-/// What a reader must know of the numbers.
+/// What a reader must know of the numbers. What is to be said of all rows of a task is said once.
 pub fn notes(comparison: &Comparison) -> Vec<String> {
+    let differences = comparison.differences.iter().map(|d| [&d.task, &d.metric, &d.run, &d.note]);
+    let normalised = comparison.normalised.iter().map(|n| [&n.task, &n.metric, &n.run, &n.note]);
     let mut notes = comparison.warnings.clone();
-    let mut add = |task: &str, metric: &str, run: &str, note: &str| {
-        if !note.is_empty() {
-            notes.push(format!("{task}, {metric}, {run}: {note}"));
+    for rows in [differences.collect::<Vec<_>>(), normalised.collect()] {
+        for [task, metric, run, note] in rows.iter().filter(|[.., note]| !note.is_empty()) {
+            let of_all = rows.iter().filter(|r| r[0] == *task).all(|r| r[3] == *note);
+            let text =
+                if of_all { format!("{task}: {note}") } else { format!("{task}, {metric}, {run}: {note}") };
+            if !notes.contains(&text) {
+                notes.push(text);
+            }
         }
-    };
-    comparison.differences.iter().for_each(|d| add(&d.task, &d.metric, &d.run, &d.note));
-    comparison.normalised.iter().for_each(|n| add(&n.task, &n.metric, &n.run, &n.note));
+    }
     notes
 }
 

@@ -283,7 +283,12 @@ fn samples_are_paired_by_id_and_errors_count_as_zero() {
     let d = &comparison.differences[0];
     assert_eq!((d.baseline_value, d.value, d.difference), (50.0, 75.0, 25.0));
     assert_eq!((d.n, d.groups, d.baseline_errors, d.run_errors), (4, 3, 0, 1));
-    assert_eq!(comparison.warnings, ["quality: with 3 documents p cannot be below 0.25"]);
+    // both rows have the note, and a reader needs it once
+    assert!(comparison.differences.iter().all(|d| d.note == "with 3 documents p cannot be below 0.25"));
+    assert_eq!(notes(&comparison), ["quality: with 3 documents p cannot be below 0.25"]);
+    let mut mixed = comparison.clone();
+    mixed.differences[0].note.clear();
+    assert_eq!(notes(&mixed), ["quality, g, new: with 3 documents p cannot be below 0.25"]);
     assert_eq!(comparison.differences[1].metric, "g");
     assert!(comparison.differences.iter().all(|d| d.p_holm >= d.p && d.ci_low <= d.ci_high));
     let again = compared((&entry, &base), (&entry, &new), false).unwrap();
