@@ -100,7 +100,7 @@ pub struct RunArgs {
     /// No progress and no table
     #[arg(short, long, env = "E2LLM_QUIET")]
     pub quiet: bool,
-    /// Print the results as JSON on stdout
+    /// Print the results as JSON on stdout; of several backends one document a line
     #[arg(long, env = "E2LLM_JSON")]
     pub json: bool,
     #[command(flatten)]

@@ -120,7 +120,7 @@ pub struct ScoreArgs {
     /// Resamples of the bootstrap intervals [default: those of the run]
     #[arg(long, value_name = "N")]
     pub bootstrap: Option<usize>,
-    /// Print the results as JSON on stdout
+    /// Print the results as JSON on stdout; of several runs one document a line
     #[arg(long)]
     pub json: bool,
     /// No table
