@@ -57,7 +57,7 @@ fn each_has_its_run_and_all_have_one_leaderboard() {
     let more = ["--out", arg(&out), "--resume", "--backend", "fixed,no-context"];
     let more = with_file(dir.path(), TABLES, &[&more[..], &["--model", "./no/such"]].concat());
     more.code(1).says(&[
-        "quality: 1 of 2 samples were done before",
+        "quality: 2 of 2 samples were done before",
         "no-context failed",
         "1 of 2 backends failed",
     ]);

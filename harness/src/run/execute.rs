@@ -64,18 +64,22 @@ pub fn execute(
     let mut examples = plan.examples()?;
     // Choices are scored one by one.
     let queue = if plan.task.info.output.is_choice() { planned } else { run.backend.queue(planned).max(1) };
-    for (start, keys) in plan.samples.chunks(queue).enumerate() {
+    // a queue that was not finished is redone whole: batching then changes no result
+    let kept = |start: usize, n: usize| -> Option<Vec<bool>> {
+        done[start * queue..][..n].iter().copied().collect()
+    };
+    let queues = || plan.samples.chunks(queue).enumerate();
+    let before: usize = queues().filter_map(|(i, keys)| kept(i, keys.len())).map(|done| done.len()).sum();
+    run.reporter.resumed(before as u64);
+    for (start, keys) in queues() {
         let mut part = Vec::with_capacity(keys.len());
         for _ in keys {
             let gone =
                 || Failure::failed(format!("task `{}`: its data has changed during the run", plan.entry.id));
             part.push(examples.next().ok_or_else(gone)??);
         }
-        // a queue that was not finished is redone whole: batching then changes no result
-        let done: Option<Vec<bool>> = done[start * queue..][..keys.len()].iter().copied().collect();
-        if let Some(done) = done {
+        if let Some(done) = kept(start, keys.len()) {
             run.errors += done.iter().filter(|failed| **failed).count() as u64;
-            run.reporter.resumed(keys.len() as u64);
             continue;
         }
         run.queue(start * queue, part, batch)?;
