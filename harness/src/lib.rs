@@ -11,6 +11,7 @@ pub mod failure;
 pub mod measure;
 pub mod models;
 mod names;
+mod notes;
 pub mod plugins;
 pub mod run;
 pub mod score;

@@ -1,6 +1,7 @@
 //! What the program prints: data on stdout, everything else on stderr.
 
 use crate::failure::{Failure, Result};
+pub(super) use crate::notes::note;
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
 
@@ -37,11 +38,6 @@ pub(super) fn print_rows(rows: &[Value], json: bool) -> Result<()> {
         object.map(|(_, v)| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect()
     };
     print(&table(&rows.iter().map(cells).collect::<Vec<_>>()))
-}
-
-/// Prints a note to stderr; a stderr that is gone is nobody's loss.
-pub(super) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Columns aligned by their widest cell; the last one is left as it is.

@@ -1,5 +1,6 @@
 //! Progress of a fetch on stderr.
 
+use crate::notes::note;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal as _;
 
@@ -27,7 +28,7 @@ impl Progress {
     /// A line, unless quiet.
     pub(crate) fn say(self, line: &str) {
         if self != Self::Quiet {
-            eprintln!("{line}");
+            note(line);
         }
     }
 

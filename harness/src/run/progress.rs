@@ -1,5 +1,6 @@
 //! Progress on stderr: a bar per task on a terminal, now and then a line elsewhere.
 
+use crate::notes::note;
 use e2llm_plugin::Scores;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -59,7 +60,7 @@ impl Reporter {
             bar.inc(n);
             bar.reset_eta();
         } else if n > 0 && !self.quiet {
-            eprintln!("{}: {n} of {} samples were done before", self.task, self.total);
+            note(&format!("{}: {n} of {} samples were done before", self.task, self.total));
         }
     }
 
@@ -79,7 +80,7 @@ impl Reporter {
         } else if !self.quiet && (self.last_line.elapsed() > BETWEEN_LINES || self.done == self.total) {
             self.last_line = Instant::now();
             let seconds = self.started.elapsed().as_secs_f64();
-            eprintln!("{}: {}/{} in {seconds:.0} s, {score}", self.task, self.done, self.total);
+            note(&format!("{}: {}/{} in {seconds:.0} s, {score}", self.task, self.done, self.total));
         }
     }
 
@@ -87,7 +88,7 @@ impl Reporter {
     pub fn warn(&self, message: &str) {
         match &self.bar {
             Some(bar) => bar.println(format!("{}: {message}", self.task)),
-            None => eprintln!("{}: {message}", self.task),
+            None => note(&format!("{}: {message}", self.task)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Progress of a training on stderr: a bar on a terminal, now and then a line elsewhere.
 
+use crate::notes::note;
 use e2llm_train::{Observer, StepReport, ValidationReport};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -40,7 +41,7 @@ impl TrainReporter {
     fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None if !self.quiet => eprintln!("{text}"),
+            None if !self.quiet => note(text),
             None => {}
         }
     }
@@ -85,7 +86,7 @@ impl Observer for TrainReporter {
             self.last_line = Some(Instant::now());
             let each = self.started.elapsed().as_secs_f64() / (r.step - self.first).max(1) as f64;
             let left = each * self.total.saturating_sub(r.step) as f64;
-            eprintln!("step {}/{}: {message}, {each:.2} s a step, ETA {left:.0} s", r.step, self.total);
+            note(&format!("step {}/{}: {message}, {each:.2} s a step, ETA {left:.0} s", r.step, self.total));
         }
     }
 
