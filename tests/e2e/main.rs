@@ -17,6 +17,7 @@ mod loader;
 mod memory;
 mod metric_in_c;
 mod models;
+mod notes;
 mod panics;
 mod prompts;
 mod real_records;

@@ -10,6 +10,7 @@ mod describe;
 mod dry_run;
 mod leaderboard;
 mod list;
+mod logging;
 mod metric;
 mod model;
 mod output;
@@ -30,7 +31,7 @@ use std::io::IsTerminal;
 /// Runs the program with the process's arguments and gives its exit code.
 pub fn main() -> Exit {
     let cli = Cli::parse_from(with_run(std::env::args_os().collect()));
-    start_logging();
+    logging::start();
     // where no person reads, a path is not to be broken over lines
     let wrap = std::io::stderr().is_terminal();
     let form = move || miette::MietteHandlerOpts::new().wrap_lines(wrap).build();
@@ -72,13 +73,4 @@ fn with_run(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
         args.insert(1, "run".into());
     }
     args
-}
-
-/// Log messages go to stderr; `E2LLM_LOG` sets what is shown (default: warnings).
-fn start_logging() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("E2LLM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
-    // The HTTP library's lowest level is a dump of all bytes sent, a server's key among them.
-    log::set_max_level(log::max_level().min(log::LevelFilter::Debug));
 }

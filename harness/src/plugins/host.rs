@@ -1,11 +1,13 @@
 //! What this program offers to plugins.
 
+use crate::names::NameHash;
 use e2llm_backend::{CancelFlag, TokenCounter};
 use e2llm_plugin_abi as abi;
 use e2llm_plugin_abi::{E2Host, E2Str};
+use std::collections::HashSet;
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError, RwLock};
 
 /// The table handed to every plugin.
 pub static HOST: E2Host = E2Host {
@@ -21,6 +23,7 @@ pub static HOST: E2Host = E2Host {
 // The ABI's callbacks carry no context: a process runs one evaluation.
 static COUNTER: RwLock<Option<TokenCounter>> = RwLock::new(None);
 static CANCEL: OnceLock<CancelFlag> = OnceLock::new();
+static SAID: LazyLock<Mutex<HashSet<NameHash>>> = LazyLock::new(Mutex::default);
 
 /// Sets what `count_tokens` counts with: the backend under test's tokenizer.
 pub fn set_token_counter(counter: Option<TokenCounter>) {
@@ -48,12 +51,23 @@ unsafe fn text<'a>(s: E2Str) -> Option<&'a str> {
 unsafe extern "C" fn log(level: c_int, target: E2Str, message: E2Str) {
     // SAFETY: the plugin's promise.
     let (Some(target), Some(message)) = (unsafe { (text(target), text(message)) }) else { return };
-    let _ = catch_unwind(|| match level {
-        1 => tracing::error!(plugin = target, "{message}"),
-        2 => tracing::warn!(plugin = target, "{message}"),
-        3 => tracing::info!(plugin = target, "{message}"),
-        _ => tracing::debug!(plugin = target, "{message}"),
+    let _ = catch_unwind(|| {
+        if !is_new(level, target, message) {
+            return;
+        }
+        match level {
+            1 => tracing::error!("{target}: {message}"),
+            2 => tracing::warn!("{target}: {message}"),
+            3 => tracing::info!("{target}: {message}"),
+            _ => tracing::debug!("{target}: {message}"),
+        }
     });
+}
+
+/// Whether this was not said before: a source is opened once for the plan and once for the work.
+fn is_new(level: c_int, target: &str, message: &str) -> bool {
+    let hash = NameHash::of(&format!("{level} {target} {message}"));
+    SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(hash)
 }
 
 unsafe extern "C" fn is_cancelled() -> c_int {

@@ -9,6 +9,10 @@
 #[macro_export]
 macro_rules! export_task {
     ($task:ty, id: $id:expr, description: $about:expr $(,)?) => {
+        impl $crate::serve::Exported for $task {
+            const ID: &'static str = $id;
+        }
+
         $crate::__export! { $crate::Kind::Task, $id, $about, "", $crate::serve::create_task::<$task> }
     };
 }

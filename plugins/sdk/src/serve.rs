@@ -283,11 +283,17 @@ unsafe fn create(
     }
 }
 
+/// What is exported, with its id.
+pub trait Exported {
+    /// The plugin's id.
+    const ID: &'static str;
+}
+
 /// `create` of a task.
 ///
 /// # Safety
 /// As the ABI says: `host` outlives the instance, `config` the call, both outputs are writable.
-pub unsafe extern "C" fn create_task<T: Task + Default + 'static>(
+pub unsafe extern "C" fn create_task<T: Task + Exported + Default + 'static>(
     host: *const E2Host,
     config: E2Str,
     instance: *mut *mut c_void,
@@ -295,7 +301,7 @@ pub unsafe extern "C" fn create_task<T: Task + Default + 'static>(
 ) -> i32 {
     let make = || -> Result<Box<dyn Serve>> {
         // SAFETY: the host's promise.
-        let (config, host) = unsafe { (text(config)?, Host::from_raw(host)) };
+        let (config, host) = unsafe { (text(config)?, Host::from_raw(host, T::ID)) };
         let options: TaskOptions =
             if config.is_empty() { TaskOptions::default() } else { request("create", config)? };
         let mut task = Box::new(T::default());
