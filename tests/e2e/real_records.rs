@@ -28,7 +28,7 @@ fn all_tasks_read_real_records() {
         "--data",
         arg(&data),
         "--split",
-        "qmsum=validation,squality=validation",
+        "qmsum=validation,squality=validation,quality=test",
         "--backend",
         "echo",
         "--limit",
@@ -62,11 +62,12 @@ fn imported_records_are_read_as_the_originals() {
     let Some(data) = shared() else { return };
     let dir = tempdir().unwrap();
     let imported = dir.path().join("data");
-    let import = ["data", "import", "quality", "--data", arg(&data), "--out", arg(&imported)];
+    let split = ["quality", "--split", "test"];
+    let import = [&["data", "import"], &split[..], &["--data", arg(&data), "--out", arg(&imported)]].concat();
     bench(&import).code(0).prints(&["202 samples written"]);
     bench(&import).code(2).says(&["exists already"]);
     let info = |folder| {
-        let mut row = bench(&["data", "info", "quality", "--json", "--data", arg(folder)])
+        let mut row = bench(&[&["data", "info"], &split[..], &["--json", "--data", arg(folder)]].concat())
             .code(0)
             .json_lines()
             .remove(0);

@@ -60,7 +60,7 @@ impl Task for Quality {
                        https://arxiv.org/abs/2112.08608"
                 .into(),
             splits: ["train", "validation", "test"].map(Into::into).into(),
-            default_split: "test".into(),
+            default_split: "validation".into(),
             metrics: [
                 "accuracy@official",
                 "accuracy@lenient",
