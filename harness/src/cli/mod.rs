@@ -25,12 +25,15 @@ mod validate;
 pub use args::{Cli, Command, PrepareArgs};
 
 use crate::failure::{Exit, Result};
-use clap::Parser;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, CommandFactory, FromArgMatches};
 use std::io::IsTerminal;
 
 /// Runs the program with the process's arguments and gives its exit code.
 pub fn main() -> Exit {
-    let cli = Cli::parse_from(with_run(std::env::args_os().collect()));
+    let arguments = with_run(std::env::args_os().collect());
+    let matches = lenient(Cli::command()).get_matches_from(arguments);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     logging::start();
     // where no person reads, a path is not to be broken over lines
     let wrap = std::io::stderr().is_terminal();
@@ -44,6 +47,17 @@ pub fn main() -> Exit {
             exit
         }
     }
+}
+
+/// A command that takes `-1` for a value, so that it is named where it is wrong, and of whose switches the environment may
+/// say `1`, `0`, `yes` or `no`.
+fn lenient(command: clap::Command) -> clap::Command {
+    let more = |arg: clap::Arg| match arg.get_action() {
+        ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
+        action if action.takes_values() => arg.allow_negative_numbers(true),
+        _ => arg,
+    };
+    command.mut_args(more).mut_subcommands(lenient)
 }
 
 fn dispatch(command: Command) -> Result<Exit> {

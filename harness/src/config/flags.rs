@@ -80,7 +80,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", env = "E2LLM_MAX_NEW_TOKENS")]
     pub max_new_tokens: Option<usize>,
     /// Sampling temperature; 0 is greedy [default: 0]
-    #[arg(long, value_name = "T", env = "E2LLM_TEMPERATURE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", env = "E2LLM_TEMPERATURE")]
     pub temperature: Option<f64>,
     /// Nucleus sampling [default: 1]
     #[arg(long, value_name = "P", env = "E2LLM_TOP_P")]
