@@ -21,6 +21,8 @@ fn unknown_names_come_with_the_nearest_known_one() {
     run("quality", "ehco", &[]).says(&["unknown backend `ehco`", "did you mean `echo`?"]);
     run("quality", "echo", &["--metrics", "rougel"])
         .says(&["unknown metric `rougel`", "did you mean `rouge"]);
+    run("niah", "echo", &["--task-option", "niah.lengths=99999999999999"])
+        .says(&["lengths", "99999999999999 is more than 100000000"]);
     run("quality", "echo", &["--backend-option", "mod=fixed"]).says(&["`mod`", "did you mean `mode`?"]);
     bench(&["metric", "qaa", "--input", "-"]).code(2).says(&["unknown metric `qaa`", "did you mean `qa`?"]);
     bench(&["describe", "qmsun"])

@@ -184,7 +184,9 @@ fn samples_are_chosen_by_id() {
     }
     let asked = format!("{},no-such-sample", id(0, 3));
     let ended = echo(&dir.path().join("none"), "quality", &["--samples", &asked]);
-    ended.code(2).says(&["no-such-sample"]);
+    ended.code(2).says(&["--samples: `no-such-sample` not in `quality`"]);
+    let ended = echo(&dir.path().join("empty"), "quality,qmsum", &["--samples", "niah:1,"]);
+    ended.code(2).says(&["--samples: `niah:1`, `` not in `quality`, `qmsum`"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::output;
 use crate::config::RunSettings;
 use crate::failure::{Exit, Result};
 use crate::run::{OpenTask, TaskPlan};
+use e2llm_backend::CancelFlag;
 use serde_json::json;
 
 /// Characters of a text's beginning and end that are shown.
@@ -15,7 +16,7 @@ const SHOWN: usize = 300;
 /// Data that is missing or broken.
 pub(super) fn dry_run(settings: &RunSettings, tasks: Vec<OpenTask>, as_json: bool) -> Result<Exit> {
     for task in tasks {
-        let plan = TaskPlan::new(task, settings, "dry-run", None)?;
+        let plan = TaskPlan::new(task, settings, "dry-run", None, &CancelFlag::default())?;
         let (mut words, mut first, mut ids) = (Vec::new(), None, Vec::new());
         for example in plan.examples()? {
             let example = example?;

@@ -97,7 +97,7 @@ impl Evaluation<'_> {
         let trained_on = TrainedOn::of(settings, backend.info(), quiet, &self.cancel)?;
         let mut plans = tasks
             .into_iter()
-            .map(|task| TaskPlan::new(task, settings, &fingerprint, trained_on.as_ref()))
+            .map(|task| TaskPlan::new(task, settings, &fingerprint, trained_on.as_ref(), &self.cancel))
             .collect::<Result<Vec<_>>>()?;
         check_plans(settings, &plans)?;
         let manifest = manifest(settings, &plans, backend.as_ref())?;
@@ -243,16 +243,21 @@ fn model_name(model: &str) -> String {
 /// Nothing planned, or sample ids that no task has, are errors before the run and not after it.
 fn check_plans(settings: &RunSettings, plans: &[TaskPlan]) -> Result<()> {
     if let Some(samples) = &settings.samples {
-        let planned: u64 = plans.iter().map(|p| p.entry.samples).sum();
-        let enough = settings.limit.is_some() || planned >= samples.len() as u64;
-        if planned == 0 || !enough {
-            return Err(Failure::usage(format!(
-                "of the samples {} only {planned} exist",
-                samples.join(", ")
-            ))
-            .help("`e2llm-bench run --dry-run` shows the ids of each task"));
+        let missing: Vec<_> = samples
+            .iter()
+            .filter(|s| !plans.iter().any(|p| p.has(settings, s)))
+            .map(|s| format!("`{s}`"))
+            .collect();
+        // a limit may end before samples that exist
+        let limited = settings.limit.is_some() && plans.iter().any(|p| p.entry.samples > 0);
+        if missing.is_empty() || limited {
+            return Ok(());
         }
-        return Ok(());
+        let tasks: Vec<_> = plans.iter().map(|p| format!("`{}`", p.entry.id)).collect();
+        let message = format!("--samples: {} not in {}", missing.join(", "), tasks.join(", "));
+        return Err(
+            Failure::usage(message).help("`e2llm-bench run --dry-run --json` shows the ids of each task")
+        );
     }
     match plans.iter().find(|p| p.samples.is_empty()) {
         Some(p) => Err(Failure::failed(format!("task `{}` has no samples", p.entry.id))),

@@ -8,9 +8,8 @@ use crate::failure::{Failure, Result};
 use crate::names::NameHash;
 use crate::store::{FileUsed, TaskEntry};
 use e2llm_backend::fingerprint::{hex, sha256_file};
-use e2llm_backend::{Fingerprint, Generation, Request};
-use e2llm_plugin::client::ExampleStream;
-use e2llm_plugin::{Example, Prompt};
+use e2llm_backend::{CancelFlag, Fingerprint, Generation, Request};
+use e2llm_plugin::{Error, ErrorCode, Example, Prompt};
 use std::collections::{BTreeSet, HashSet};
 
 /// One sample of a plan.
@@ -36,6 +35,8 @@ pub struct TaskPlan {
     /// Its entry in the manifest.
     pub entry: TaskEntry,
     selection: Selection,
+    /// Ids that were asked for and not found: in its data, or within its limit.
+    missing: BTreeSet<String>,
 }
 
 /// Which examples of a source are run.
@@ -47,16 +48,15 @@ struct Selection {
 
 impl Selection {
     fn new(settings: &RunSettings, task: &str) -> Self {
-        let of_task = |s: &String| match s.split_once(':') {
-            Some((t, id)) if t == task => Some(id.to_owned()),
-            Some((t, _)) if settings.tasks.iter().any(|x| x == t) => None,
-            _ => Some(s.clone()),
-        };
+        let of_task = |s: &String| id_in(settings, task, s).map(str::to_owned);
         let ids = settings.samples.as_ref().map(|all| all.iter().filter_map(of_task).collect());
         Self { ids, limit: settings.limit }
     }
 
-    fn examples(self, stream: ExampleStream) -> impl Iterator<Item = e2llm_plugin::Result<Example>> {
+    fn examples<S>(self, stream: S) -> impl Iterator<Item = e2llm_plugin::Result<Example>> + use<S>
+    where
+        S: Iterator<Item = e2llm_plugin::Result<Example>>,
+    {
         let limit = self.limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         stream
             .filter(move |e| match (e, &self.ids) {
@@ -64,6 +64,15 @@ impl Selection {
                 _ => true,
             })
             .take(limit)
+    }
+}
+
+/// The id that an entry of `--samples` has in a task; `None` where it names another task.
+fn id_in<'a>(settings: &RunSettings, task: &str, asked: &'a str) -> Option<&'a str> {
+    match asked.split_once(':') {
+        Some((t, id)) if t == task => Some(id),
+        Some((t, _)) if settings.tasks.iter().any(|x| x == t) => None,
+        _ => Some(asked),
     }
 }
 
@@ -103,15 +112,16 @@ pub(super) fn request(settings: &RunSettings, example: &Example, prompt: Prompt)
 
 impl TaskPlan {
     /// Reads a task's source from end to end: every record, every prompt. `trained_on` is what the model was trained on,
-    /// where that is known.
+    /// where that is known. `cancel` is looked at before every record.
     ///
     /// # Errors
-    /// Data that is missing or broken; sample ids that do not exist or occur twice.
+    /// Data that is missing or broken; sample ids that do not exist or occur twice; an interrupt.
     pub fn new(
         task: OpenTask,
         settings: &RunSettings,
         backend_fingerprint: &str,
         trained_on: Option<&TrainedOn>,
+        cancel: &CancelFlag,
     ) -> Result<Self> {
         let selection = Selection::new(settings, &task.info.id);
         let within =
@@ -130,6 +140,10 @@ impl TaskPlan {
         let mut style = String::new();
         let mut seen_in_training = trained_on.map(|_| 0);
         let mut questions = Fingerprint::new("questions", "1");
+        let stream = stream.map(|example| match cancel.is_cancelled() {
+            true => Err(Error::new(ErrorCode::Cancelled, "interrupted while its samples were planned")),
+            false => example,
+        });
         for example in selection.clone().examples(stream) {
             let example = example.map_err(within)?;
             let prompt = task.client.prompt(&example).map_err(within)?;
@@ -163,10 +177,8 @@ impl TaskPlan {
             });
             style = prompt.style;
         }
-        if let Some(missing) = selection.ids.iter().flatten().find(|id| !ids.contains(&NameHash::of(id))) {
-            // an id without a task's name may belong to another task: the caller checks that it is somewhere
-            tracing::debug!("task `{}` has no sample `{missing}`", task.info.id);
-        }
+        let asked = selection.ids.iter().flatten();
+        let missing = asked.filter(|id| !ids.contains(&NameHash::of(id))).cloned().collect();
         let mut plan = Fingerprint::new("plan", "1");
         for sample in &samples {
             plan.text("key", &sample.key());
@@ -186,7 +198,7 @@ impl TaskPlan {
             trained_on: seen_in_training,
             files,
         };
-        Ok(Self { task, samples, entry, selection })
+        Ok(Self { task, samples, entry, selection, missing })
     }
 
     /// The examples of the plan, in its order.
@@ -197,9 +209,9 @@ impl TaskPlan {
         Ok(self.selection.clone().examples(self.task.client.open(&self.task.source)?))
     }
 
-    /// Ids asked for with `--samples` that this task does not have.
-    pub fn asked_ids(&self) -> impl Iterator<Item = &str> {
-        self.selection.ids.iter().flatten().map(String::as_str)
+    /// Whether the plan has the sample that an entry of `--samples` names.
+    pub fn has(&self, settings: &RunSettings, asked: &str) -> bool {
+        id_in(settings, &self.task.info.id, asked).is_some_and(|id| !self.missing.contains(id))
     }
 }
 
@@ -218,4 +230,69 @@ fn prompt_hash(wordings: &BTreeSet<String>) -> String {
 
 fn json(value: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Failure::failed(format!("cannot be written as JSON: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Asked, RunArgs};
+    use crate::failure::Exit;
+    use crate::run::scoring::MetricSet;
+    use e2llm_plugin::client::TaskClient;
+    use e2llm_plugin::{Examples, Prediction, Source, Task, TaskInfo};
+    use std::sync::Arc;
+
+    /// Has samples without end, and is interrupted before the third.
+    struct Endless(CancelFlag);
+
+    impl Task for Endless {
+        fn info(&self) -> TaskInfo {
+            TaskInfo { id: "endless".into(), ..TaskInfo::default() }
+        }
+
+        fn open(&self, _: &Source) -> e2llm_plugin::Result<Examples> {
+            let cancel = self.0.clone();
+            Ok(Box::new((0..).map(move |i| {
+                if i == 2 {
+                    cancel.cancel();
+                }
+                assert!(i < 1000, "nobody asks whether to stop");
+                Ok(Example { id: i.to_string(), ..Example::default() })
+            })))
+        }
+
+        fn prompt(&self, example: &Example) -> e2llm_plugin::Result<Prompt> {
+            Ok(Prompt::new(example, "{context}", 1))
+        }
+
+        fn extract(&self, _: &Example, _: &str) -> Prediction {
+            Prediction::default()
+        }
+    }
+
+    #[test]
+    fn an_interrupt_ends_the_planning() {
+        let args = || RunArgs {
+            tasks: Some(vec!["endless".into()]),
+            backend: Some(vec!["echo".into()]),
+            ..RunArgs::default()
+        };
+        // samples that are passed over are planned as well
+        for samples in [None, Some(vec!["none".to_owned()])] {
+            let asked = Asked::new(&RunArgs { samples, ..args() }, &[]).unwrap();
+            let cancel = CancelFlag::default();
+            let client = TaskClient::host(Arc::new(Endless(cancel.clone())));
+            let task = OpenTask {
+                info: client.info().unwrap(),
+                client,
+                source: Source::sample(),
+                metrics: MetricSet::default(),
+                primary_metric: String::new(),
+                plugin_version: String::new(),
+                plugin_sha256: String::new(),
+            };
+            let failure = TaskPlan::new(task, &asked.runs[0], "f", None, &cancel).unwrap_err();
+            assert_eq!(failure.exit(), Exit::Interrupted, "{failure}");
+        }
+    }
 }

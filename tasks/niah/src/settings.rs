@@ -113,6 +113,7 @@ impl Settings {
         }
         if let Some(lengths) = &self.lengths {
             distinct("lengths", lengths)?;
+            haystack::check_lengths(lengths)?;
             if let Some(short) = lengths.iter().find(|l| **l <= self.buffer) {
                 return Err(Error::option(
                     "lengths",

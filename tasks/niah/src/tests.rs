@@ -212,6 +212,7 @@ fn options_are_checked() {
         (vec![("lengths", json!("1000,x"))], "`x` is no whole number from 0 up"),
         (vec![("lengths", json!("150"))], "150 leaves nothing after the buffer of 200"),
         (vec![("lengths", json!("1000,1000"))], "1000 is there twice"),
+        (vec![("lengths", json!("1000,99999999999999"))], "99999999999999 is more than 100000000"),
         (vec![("depths", json!("0,101"))], "101 is not between 0 and 100"),
         (vec![("depths", json!("NaN"))], "NaN is not between 0 and 100"),
         (vec![("depths", json!([]))], "the list is empty"),

@@ -78,6 +78,7 @@ impl Settings {
         if settings.lengths.is_empty() {
             return Err(Error::option("lengths", "the list is empty"));
         }
+        haystack::check_lengths(&settings.lengths)?;
         if !(1..=10_000).contains(&settings.samples) {
             return Err(Error::option("samples", format!("{} is not between 1 and 10000", settings.samples)));
         }
@@ -130,6 +131,7 @@ mod tests {
         for (name, value, what) in [
             ("lengths", "4m", "`4m` is no length"),
             ("lengths", "0", "`0` is no length"),
+            ("lengths", "4k,99999999999999", "99999999999999 is more than 100000000"),
             ("lengths", "", "the list is empty"),
             ("tasks", "niah", "RULER has no `niah`"),
             ("samples", "0", "0 is not between"),

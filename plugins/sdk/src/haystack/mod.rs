@@ -23,6 +23,22 @@ pub fn is_generated(source: &Source) -> bool {
     source.is_split(GENERATED) || (source.folder.is_none() && source.is_split("sample"))
 }
 
+/// The longest text that is made: far beyond any model's window, and no more than a machine's memory holds.
+const LONGEST: u64 = 100_000_000;
+
+/// Checks the lengths that a user asks for.
+///
+/// # Errors
+/// One that no text is made of.
+pub fn check_lengths(lengths: &[u64]) -> Result<()> {
+    match lengths.iter().find(|l| **l > LONGEST) {
+        Some(long) => {
+            Err(Error::option("lengths", format!("{long} is more than {LONGEST}, the longest text made")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The option `haystack` of a task with connected text.
 pub fn folder_option(help: &str) -> OptionInfo {
     OptionInfo::new(HAYSTACK, "", help)
