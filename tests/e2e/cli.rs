@@ -2,6 +2,7 @@
 
 use crate::invoke::{arg, bench, built, command, finish};
 use crate::runs::{TASKS, echo, repeatable};
+use std::path::Path;
 use tempfile::tempdir;
 
 const COMMANDS: [&str; 11] = [
@@ -207,10 +208,11 @@ fn metrics_score_pairs_in_order() {
 fn backends_are_measured_by_length() {
     let dir = tempdir().unwrap();
     let out = dir.path().join("curves");
-    let measure = |more: &[&str]| {
-        bench(&[&["bench", "backend", "--out", arg(&out), "--backend", "echo"], more].concat())
+    let into = |out: &Path, more: &[&str]| {
+        bench(&[&["bench", "backend", "--out", arg(out), "--backend", "echo"], more].concat())
     };
-    let rows = measure(&["--lengths", "1k,100", "--new-tokens", "3"]).code(0).json_lines();
+    let measure = |more: &[&str]| into(&dir.path().join("more"), more);
+    let rows = into(&out, &["--lengths", "1k,100", "--new-tokens", "3"]).code(0).json_lines();
     let lengths: Vec<_> = rows.iter().map(|r| r["length"].as_u64().unwrap()).collect();
     assert_eq!(lengths, [100, 1024]);
     assert!(
@@ -222,11 +224,43 @@ fn backends_are_measured_by_length() {
     for picture in ["ttft.svg", "decode.svg", "memory.svg"] {
         assert!(std::fs::read_to_string(out.join(picture)).unwrap().starts_with("<svg"), "{picture}");
     }
-    // a length that fails is a point, and what is longer is not tried
+    into(&out, &["--lengths", "100"]).code(2).says(&["is not empty", "--out"]);
+    assert_eq!(std::fs::read_to_string(out.join("points.csv")).unwrap(), csv);
+    for flag in ["--repeats", "--new-tokens"] {
+        measure(&[flag, "0"]).code(2).says(&[flag, "at least 1"]);
+    }
+    // a length that fails is a point without figures, what is longer is not tried, and all of them are a failure
     let failing = ["--lengths", "100,200", "--backend-option", "fail_every=1"];
-    let rows = measure(&failing).code(0).json_lines();
+    let ended = measure(&failing).code(1).says(&["echo: length 100: "]);
+    let rows = ended.json_lines();
     assert!(rows[0]["error"].as_str().unwrap().len() > 3, "{rows:?}");
+    for figure in ["context_tokens", "prompt_tokens", "time_to_first_token", "seconds_per_token"] {
+        assert!(rows[0][figure].is_null(), "{rows:?}");
+    }
     assert!(rows[1]["error"].as_str().unwrap().starts_with("not tried: "), "{rows:?}");
     measure(&["--lengths", "4.5k"]).code(2).says(&["--lengths 4.5k", "4096"]);
     bench(&["bench", "backend", "--out", arg(&out), "--backend", "ecco"]).code(2).says(&["echo"]);
+    bench(&["bench", "context", "--max-context", "1"]).code(2).says(&["--max-context 1", "4096 tokens"]);
+}
+
+#[test]
+fn negative_numbers_are_wrong_values_and_switches_are_read_from_the_environment() {
+    let run = ["run", "--tasks", "quality", "--backend", "echo"];
+    for flag in ["--limit", "--seed", "--bootstrap"] {
+        let named = format!("invalid value '-1' for '{flag}");
+        bench(&[&run[..], &[flag, "-1"]].concat()).code(2).says(&[&named]);
+    }
+    let lengths = ["bench", "backend", "--backend", "echo", "--out", "never", "--lengths", "-5"];
+    bench(&lengths).code(2).says(&["--lengths -5"]);
+    let dir = tempdir().unwrap();
+    for (i, (value, quiet)) in [("1", true), ("yes", true), ("0", false), ("false", false)].iter().enumerate()
+    {
+        let out = dir.path().join(i.to_string());
+        let mut run = command(&[&run[..], &["--limit", "1", "--out", arg(&out)]].concat());
+        run.env("E2LLM_QUIET", value);
+        assert_eq!(finish(run).code(0).stderr().is_empty(), *quiet, "{value}");
+    }
+    let mut run = command(&run);
+    run.env("E2LLM_QUIET", "perhaps");
+    finish(run).code(2).says(&["'perhaps'", "--quiet"]);
 }

@@ -4,6 +4,7 @@ use super::args::{BenchArgs, BenchCommand};
 use super::output;
 use crate::failure::{Exit, Failure, Result};
 use crate::training::failure;
+use e2llm_backend::BackendError;
 use e2llm_lm::open_device;
 use e2llm_train::bench::{Bench, BenchSettings, Shape};
 
@@ -15,12 +16,18 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Exit> {
     if let Some(BenchCommand::Backend(args)) = &args.command {
         return super::bench_backend::bench_backend(args);
     }
+    let shortest = Bench::SHORTEST_CONTEXT;
+    if args.max_context < shortest && args.benches.iter().any(|b| b == Bench::Context.name()) {
+        let message =
+            format!("--max-context {}: the shortest context has {shortest} tokens", args.max_context);
+        return Err(Failure::usage(message).help("give at least that, or leave out `context`"));
+    }
     let device: e2llm_backend::Device = args.device.parse().map_err(Failure::usage)?;
     let shape =
         Shape::named(&args.shape).ok_or_else(|| Failure::usage(format!("no shape `{}`", args.shape)))?;
     let settings = BenchSettings {
         shape,
-        device: open_device(device).map_err(|e| Failure::failed(e.to_string()))?,
+        device: open_device(device).map_err(BackendError::from)?,
         device_name: args.device.clone(),
         precision: args.dtype.parse().map_err(|e: e2llm_lm::LmError| Failure::usage(e.to_string()))?,
         repeats: args.repeats,

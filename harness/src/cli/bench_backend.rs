@@ -13,21 +13,23 @@ use serde::Serialize;
 /// that cannot be built or measured fails alone.
 ///
 /// # Errors
-/// Wrong usage; a folder that cannot be written; an interrupt; at the end, the reasons of the backends that failed.
+/// Wrong usage; a folder that has something or cannot be written; an interrupt; at the end, the reasons of the backends
+/// that failed, and those of all lengths where none could be measured.
 pub(super) fn bench_backend(args: &BackendBenchArgs) -> Result<Exit> {
     let mut lengths = args.lengths.iter().map(|l| length(l)).collect::<Result<Vec<_>>>()?;
     // a length that fails ends a backend, so they grow
     lengths.sort_unstable();
     lengths.dedup();
-    let settings = MeasureSettings {
-        lengths,
-        new_tokens: args.new_tokens.max(1),
-        repeats: args.repeats.max(1),
-        seed: args.seed,
-    };
+    for (flag, number) in [("--repeats", args.repeats), ("--new-tokens", args.new_tokens)] {
+        if number == 0 {
+            return Err(Failure::usage(format!("{flag} 0: there is nothing to measure; it is at least 1")));
+        }
+    }
+    let settings =
+        MeasureSettings { lengths, new_tokens: args.new_tokens, repeats: args.repeats, seed: args.seed };
     let asked = Asked::new(&run_args(args), &all_methods(&registry()))?;
     asked.runs.iter().try_for_each(|run| check(run).map(drop))?;
-    std::fs::create_dir_all(&args.out).map_err(|e| Failure::io("create", &args.out, &e))?;
+    super::model::new_folder(&args.out)?;
     let cancel = super::run::cancel_on_ctrl_c()?;
     let (mut measured, mut failed) = (Vec::new(), Vec::new());
     for run in &asked.runs {
@@ -39,7 +41,20 @@ pub(super) fn bench_backend(args: &BackendBenchArgs) -> Result<Exit> {
         // after each, so that an interrupt loses one backend's figures only
         write(args, &measured)?;
     }
+    failed.extend(unmeasured(&measured));
     if failed.is_empty() { Ok(Exit::Done) } else { Err(Failure::failed(failed.join("\n"))) }
+}
+
+/// The backends' first errors, where no length of any could be measured.
+fn unmeasured(measured: &[(&str, Vec<Point>)]) -> Vec<String> {
+    if measured.iter().flat_map(|(_, points)| points).any(|p| p.error.is_none()) {
+        return Vec::new();
+    }
+    let first = |(label, points): &(&str, Vec<Point>)| {
+        let point = points.first()?;
+        Some(format!("{label}: length {}: {}", point.length, point.error.as_deref()?))
+    };
+    measured.iter().filter_map(first).collect()
 }
 
 /// A line of the output.

@@ -70,11 +70,14 @@ fn open_fetcher(models: &ModelFlags) -> Result<Fetcher> {
 }
 
 /// A folder that is made, and must be new or empty.
-fn new_folder(path: &Path) -> Result<()> {
+pub(super) fn new_folder(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Failure::io("create", path, &e))?;
     match std::fs::read_dir(path).map_err(|e| Failure::io("read", path, &e))?.next() {
         None => Ok(()),
-        Some(_) => Err(Failure::usage(format!("{} is not empty", path.display()))),
+        Some(_) => {
+            Err(Failure::usage(format!("{} is not empty", path.display()))
+                .help("name a new folder with --out"))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The most memory that something took.
 
-use crate::failure::{Failure, Result};
-use e2llm_backend::Device;
+use crate::failure::Result;
+use e2llm_backend::{BackendError, Device};
 use e2llm_kernels::{peak_memory, reset_peak_memory};
 use e2llm_lm::open_device;
 
@@ -68,7 +68,7 @@ impl DeviceMemory {
     /// # Errors
     /// A device that cannot be used.
     pub fn new(device: Device) -> Result<Self> {
-        let device = open_device(device).map_err(|e| Failure::failed(e.to_string()))?;
+        let device = open_device(device).map_err(BackendError::from)?;
         Ok(Self { device, was_reset: false })
     }
 }

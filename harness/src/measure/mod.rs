@@ -26,7 +26,7 @@ pub struct MeasureSettings {
     pub lengths: Vec<usize>,
     /// Tokens of an answer, at most.
     pub new_tokens: usize,
-    /// Contexts of each length; the median counts.
+    /// Contexts of each length, at least 1; the median counts.
     pub repeats: usize,
     /// Seed of the contexts.
     pub seed: u64,
@@ -37,12 +37,12 @@ pub struct MeasureSettings {
 pub struct Point {
     /// Tokens asked for.
     pub length: usize,
-    /// Tokens of the context, as the backend counted them.
-    pub context_tokens: u64,
+    /// Tokens of the context, as the backend counted them; absent, as all other figures, where there is an error.
+    pub context_tokens: Option<u64>,
     /// Positions that the decoder read before its first own token.
-    pub prompt_tokens: u64,
+    pub prompt_tokens: Option<u64>,
     /// Seconds to the first token.
-    pub time_to_first_token: f64,
+    pub time_to_first_token: Option<f64>,
     /// Seconds per token after the first; absent where there is none.
     pub seconds_per_token: Option<f64>,
     /// Most memory in bytes while it was answered: the backend's figure, else the process's resident memory.
@@ -81,7 +81,7 @@ pub fn measure(
         }
         let mut runs = Vec::new();
         // the very first answer also reads weights from the disk and compiles kernels
-        for repeat in 0..settings.repeats.max(1) + usize::from(!warm) {
+        for repeat in 0..settings.repeats + usize::from(!warm) {
             let context = filler(&counter, length, settings.seed.wrapping_add(repeat as u64));
             memory.reset();
             let answered = backend.generate(&[request(context, settings, length, repeat)]).pop();
@@ -139,9 +139,9 @@ fn point(length: usize, runs: Vec<Run>) -> Result<Point> {
     let timed = later > 0 && usage.decode_time > 0.0;
     Ok(Point {
         length,
-        context_tokens: usage.context_tokens,
-        prompt_tokens: usage.prompt_tokens,
-        time_to_first_token: usage.time_to_first_token,
+        context_tokens: Some(usage.context_tokens),
+        prompt_tokens: Some(usage.prompt_tokens),
+        time_to_first_token: Some(usage.time_to_first_token),
         seconds_per_token: timed.then(|| usage.decode_time / later as f64),
         peak_memory: highest,
         error: None,
@@ -210,12 +210,14 @@ mod tests {
         let points = measure(&mut backend, &settings, &mut Fixed, |_| told += 1).unwrap();
         assert_eq!((points.len(), told), (4, 4));
         for (point, length) in points[..2].iter().zip([100, 800]) {
-            assert!(point.context_tokens.abs_diff(length) < 20, "{point:?}");
-            assert_eq!(point.time_to_first_token, point.context_tokens as f64 / 1000.0);
+            let tokens = point.context_tokens.unwrap();
+            assert!(tokens.abs_diff(length) < 20, "{point:?}");
+            assert_eq!(point.time_to_first_token, Some(tokens as f64 / 1000.0));
             assert!((point.seconds_per_token.unwrap() - 0.002).abs() < 1e-12);
             assert_eq!(point.peak_memory, Some(1 << 20));
         }
         assert_eq!(points[2].error.as_deref(), Some("window 1000"));
+        assert_eq!((points[2].context_tokens, points[2].time_to_first_token), (None, None));
         assert_eq!(points[3].error.as_deref(), Some("not tried: window 1000"));
         // one unmeasured answer first; no context is asked about twice in a row
         assert_eq!(backend.contexts.len(), 4 + 3 + 3);

@@ -17,8 +17,8 @@ const MIB: f64 = (1 << 20) as f64;
 struct Line<'a> {
     backend: &'a str,
     length: usize,
-    context_tokens: u64,
-    prompt_tokens: u64,
+    context_tokens: Option<u64>,
+    prompt_tokens: Option<u64>,
     /// Seconds to the first token.
     ttft_s: String,
     decode_tokens_per_s: String,
@@ -36,13 +36,12 @@ pub fn points_csv(backends: &[(&str, &[Point])]) -> Result<String> {
     let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
     for (backend, points) in backends {
         for p in *points {
-            let measured = p.error.is_none();
             let line = Line {
                 backend,
                 length: p.length,
                 context_tokens: p.context_tokens,
                 prompt_tokens: p.prompt_tokens,
-                ttft_s: if measured { format!("{:.4}", p.time_to_first_token) } else { String::new() },
+                ttft_s: p.time_to_first_token.map_or_else(String::new, |s| format!("{s:.4}")),
                 decode_tokens_per_s: p
                     .seconds_per_token
                     .map_or_else(String::new, |s| format!("{:.2}", 1.0 / s)),
@@ -73,7 +72,7 @@ pub fn points_svg(backends: &[(&str, &[Point])]) -> Vec<(&'static str, String)> 
         Plot { x: "tokens of context", y, series: series.collect() }.svg()
     };
     vec![
-        ("ttft.svg", plot("seconds to the first token", &|p| Some(p.time_to_first_token))),
+        ("ttft.svg", plot("seconds to the first token", &|p| p.time_to_first_token)),
         ("decode.svg", plot("seconds per token", &|p| p.seconds_per_token)),
         ("memory.svg", plot("peak memory, MiB", &|p| p.peak_memory.map(|b| b as f64 / MIB))),
     ]
@@ -96,9 +95,9 @@ mod tests {
     fn tables_and_pictures_have_every_backend() {
         let point = |length| Point {
             length,
-            context_tokens: length as u64,
-            prompt_tokens: 7,
-            time_to_first_token: 0.5,
+            context_tokens: Some(length as u64),
+            prompt_tokens: Some(7),
+            time_to_first_token: Some(0.5),
             seconds_per_token: Some(0.02),
             peak_memory: Some(3 << 20),
             error: None,
@@ -113,7 +112,7 @@ mod tests {
             "backend,length,context_tokens,prompt_tokens,ttft_s,decode_tokens_per_s,peak_memory_mib,error"
         );
         assert_eq!(lines[1], "full,1000,1000,7,0.5000,50.00,3.0,");
-        assert_eq!(lines[4], "e2llm,4000,0,0,,,,\"window, too short\"");
+        assert_eq!(lines[4], "e2llm,4000,,,,,,\"window, too short\"");
         let pictures = points_svg(&all);
         assert_eq!(
             pictures.iter().map(|p| p.0).collect::<Vec<_>>(),

@@ -19,6 +19,11 @@ use std::time::{Duration, Instant};
 
 /// Tokens of the shortest context.
 pub(super) const SHORTEST: usize = 4096;
+impl Bench {
+    /// Tokens of the shortest context that [`Bench::Context`] measures.
+    pub const SHORTEST_CONTEXT: usize = SHORTEST;
+}
+
 /// Chunks that are encoded at once.
 const WAVE: usize = 256;
 /// The token that ends an answer which is learned.
