@@ -271,6 +271,9 @@ fn trained_parts(
     if !asked {
         return Ok((None, None));
     }
+    if !lora.is_dir() {
+        return Err(bad_option("lora", &format!("no folder {}", lora.display())));
+    }
     if TunedDecoder::is_at(lora) && TunedDecoder::settings(lora)?.1.is_some() {
         let what = format!("{} was trained in a stretched window: give it as --model", lora.display());
         return Err(bad_option("lora", &what));

@@ -41,8 +41,12 @@ impl BackendError {
         let mut message = without_backtrace(&error.to_string());
         let mut source = error.source();
         while let Some(s) = source {
-            message.push_str(": ");
-            message.push_str(&without_backtrace(&s.to_string()));
+            let cause = without_backtrace(&s.to_string());
+            // some errors tell their source themselves
+            if !message.ends_with(&cause) {
+                message.push_str(": ");
+                message.push_str(&cause);
+            }
             source = s.source();
         }
         if !is_out_of_memory(&message) {

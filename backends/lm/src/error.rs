@@ -43,6 +43,9 @@ pub enum LmError {
     /// A chat template does not parse, or refuses its messages.
     #[error("chat template: {0}")]
     Template(String),
+    /// A setting that this build or crate does not have; the message says which there are.
+    #[error("{0}")]
+    Setting(String),
     /// A call's arguments make no sense together.
     #[error("{0}")]
     Input(String),

@@ -48,7 +48,7 @@ impl FromStr for Precision {
             "bf16" => Ok(Self::BF16),
             "f64" => Ok(Self::Dense(DType::F64)),
             "q" => Ok(Self::Quantised),
-            _ => Err(LmError::Input(format!(
+            _ => Err(LmError::Setting(format!(
                 "element type `{text}` is not known: f32, bf16, q (kept quantised)"
             ))),
         }

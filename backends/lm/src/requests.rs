@@ -14,6 +14,7 @@ impl From<LmError> for BackendError {
     fn from(error: LmError) -> Self {
         match error {
             LmError::Cancelled => Self::cancelled(),
+            LmError::Setting(message) => Self::new(ErrorKind::BadRequest, message),
             LmError::TooLong { .. } => Self::new(ErrorKind::ContextTooLong, error.to_string()),
             other => Self::failed(&other),
         }
@@ -126,8 +127,13 @@ pub fn answer_queue(
 pub fn open_device(device: e2llm_backend::Device) -> Result<Device> {
     let opened = match device {
         e2llm_backend::Device::Cpu => Device::Cpu,
+        e2llm_backend::Device::Cuda(_) if !candle_core::utils::cuda_is_available() => {
+            return Err(LmError::Setting(format!(
+                "device {device}: this build has no CUDA: build with `--features e2llm-harness/cuda`"
+            )));
+        }
         e2llm_backend::Device::Cuda(index) => Device::new_cuda(index).map_err(|e| {
-            LmError::Unsupported(format!("device {device} cannot be used by this build or machine: {e}"))
+            LmError::Unsupported(format!("device {device} cannot be used on this machine: {e}"))
         })?,
     };
     e2llm_kernels::keep_freed_memory(&opened)?;

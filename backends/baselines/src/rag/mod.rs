@@ -208,6 +208,9 @@ impl Encoder {
         let options = &context.options;
         let given = Path::new(options.text("encoder"));
         let folder = match (&context.model.encoder, given.as_os_str().is_empty()) {
+            (_, false) if !given.is_dir() => {
+                return Err(bad_option("encoder", &format!("no folder {}", given.display())));
+            }
             (_, false) => given,
             (Some(folder), true) => folder,
             (None, true) => {

@@ -117,6 +117,7 @@ fn an_encoder_is_needed_where_embeddings_are() {
     assert_ne!(with.info().fingerprint, without.info().fingerprint);
     for (option, value) in [
         ("retriever", "tfidf"),
+        ("encoder", "/no/such/folder"),
         ("chunk_chars", "0"),
         ("overlap", "0.7"),
         ("b", "2"),

@@ -103,4 +103,7 @@ fn yarn_takes_the_scaling_of_a_trained_decoder() {
     for built in [on(full::spec(), base, trained.path(), &lora), build(full::spec(), base, &lora)] {
         assert!(built.err().unwrap().message.contains("lora"));
     }
+    let error = build(full::spec(), base, &[("lora", "/no/such/folder")]).err().unwrap();
+    assert_eq!(error.kind, ErrorKind::BadRequest);
+    assert_eq!(error.message, "backend option `lora`: no folder /no/such/folder");
 }

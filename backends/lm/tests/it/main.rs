@@ -8,6 +8,7 @@ mod golden_real;
 mod golden_rope;
 mod memory;
 mod model;
+mod settings;
 mod shared;
 mod support;
 mod text;
