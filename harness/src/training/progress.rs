@@ -19,6 +19,8 @@ pub struct TrainReporter {
     first: usize,
     total: usize,
     last_line: Option<Instant>,
+    /// Steps made since the start.
+    steps: f64,
     loss: Option<f64>,
     speed: Option<f64>,
 }
@@ -33,6 +35,7 @@ impl TrainReporter {
             first: 0,
             total: 0,
             last_line: None,
+            steps: 0.0,
             loss: None,
             speed: None,
         }
@@ -71,11 +74,13 @@ impl Observer for TrainReporter {
     }
 
     fn step(&mut self, r: &StepReport) {
-        let mean = |old: Option<f64>, new: f64| Some(old.map_or(new, |o| o + (new - o) / MEMORY));
+        self.steps += 1.0;
+        let part = 1.0 / MEMORY.min(self.steps);
+        let mean = |old: Option<f64>, new: f64| Some(old.map_or(new, |o| o + (new - o) * part));
         self.loss = mean(self.loss, r.loss);
         self.speed = mean(self.speed, r.tokens_per_second);
         let (loss, speed) = (self.loss.unwrap_or(0.0), self.speed.unwrap_or(0.0));
-        let message = format!("loss {loss:.3}, {speed:.0} tokens/s, lr {:.1e}", r.lr);
+        let message = format!("loss {:.3} (mean {loss:.3}), {speed:.0} tokens/s, lr {:.1e}", r.loss, r.lr);
         if let Some(bar) = &self.bar {
             bar.set_message(message);
             bar.set_position(r.step as u64);
