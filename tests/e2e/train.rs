@@ -112,6 +112,8 @@ fn what_cannot_be_trained_is_said_before_anything_is_loaded_or_lost() {
     assert!(root.join("out/best/e2llm.safetensors").exists(), "without a validation the last is the best");
     train("good.toml", &["--data", "all"]).code(2).says(&["already", "--resume"]);
     finish(in_folder(command(&validate), root)).code(2).says(&["nothing to validate on in all"]);
+    let device = ["train", "--config", "good.toml", "--data", "all", "--device", "gpu", "--out", "new"];
+    finish(in_folder(command(&device), root)).code(2).says(&["`gpu`", "cuda:N"]);
     let nodata = ["train", "--config", "good.toml", "--data", "nodata", "--out", "new"];
     finish(in_folder(command(&nodata), root)).code(2).says(&["nodata", "prepare"]);
 }

@@ -6,7 +6,7 @@ use crate::config::ModelFlags;
 use crate::failure::{Exit, Failure, Result};
 use crate::run::fetcher;
 use crate::training::{TrainReporter, base, failure};
-use e2llm_backend::{CancelFlag, Device};
+use e2llm_backend::{BackendError, CancelFlag, Device};
 use e2llm_lm::open_device;
 use e2llm_train::config::Method;
 use e2llm_train::{
@@ -56,7 +56,7 @@ pub(super) fn open_model(
     cancel: &CancelFlag,
 ) -> Result<Box<dyn Trainable>> {
     let device: Device = config.compute.device.parse().map_err(Failure::usage)?;
-    let device = open_device(device)?;
+    let device = open_device(device).map_err(BackendError::from)?;
     // Their layers are graphs of small operations, whose gradients candle adds up.
     let is_graph = matches!(config.model.method, Method::Cepe | Method::Longlora);
     if is_graph && device.is_cpu() && config.compute.dtype == "bf16" && !quiet {
