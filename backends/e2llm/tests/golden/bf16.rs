@@ -7,7 +7,7 @@
 //! How far that is stands in `torch_bf16.json` for the cases handed out, and in a file of this name beside the cases of
 //! `E2LLM_GOLDEN` (`scripts/golden_bf16.py` writes both).
 
-use crate::case::{Case, cases, chunks, device, gradients, norm, scalar, wide};
+use crate::case::{Case, cases, chunks, device, distance, gradients, scalar};
 use candle_core::{DType, Tensor};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -39,16 +39,6 @@ fn theirs(case: &Case) -> Distances {
     let mut of = all.remove(kind).unwrap_or_else(|| panic!("no `{kind}` in {}", path.display()));
     let name = case.folder.file_name().unwrap().to_str().unwrap();
     of.cases.remove(name).unwrap_or_else(|| panic!("no `{name}` in {}", path.display()))
-}
-
-/// The distance of all tensors together.
-fn distance<'t>(pairs: impl IntoIterator<Item = (Tensor, &'t Tensor)>) -> f64 {
-    let squares = pairs.into_iter().map(|(ours, theirs)| {
-        assert_eq!(ours.dims(), theirs.dims());
-        (norm(&(wide(&ours) - theirs).unwrap()).powi(2), norm(theirs).powi(2))
-    });
-    let (off, all) = squares.fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
-    (off / all).sqrt()
 }
 
 fn forward(case: &Case, merge_lora: bool) -> (f64, f64, f64) {

@@ -1,4 +1,4 @@
-//! A golden case: its files, the model that they describe, and what is computed with it.
+//! A golden case: its files, the model that they describe, and what is computed with it. Training's tests read it as well.
 
 use candle_core::{DType, Device, Tensor, Var};
 use e2llm::checkpoint::{self, Loaded, Settings, Sources};
@@ -48,6 +48,7 @@ pub(crate) struct RawAdamW {
     pub(crate) eps: f64,
     pub(crate) weight_decay: f64,
     pub(crate) max_grad_norm: f64,
+    pub(crate) steps: usize,
 }
 
 pub(crate) struct Case {
@@ -113,7 +114,7 @@ impl Case {
     pub(crate) fn close(&self, name: &str, ours: &Tensor, bar: f64) {
         let theirs =
             self.tensors.get(name).unwrap_or_else(|| panic!("no `{name}` in {}", self.folder.display()));
-        let error = relative(ours, theirs);
+        let error = distance([(ours.clone(), theirs)]);
         assert!(error <= bar, "{}: {name} is off by {error:e}", self.folder.display());
     }
 }
@@ -145,10 +146,14 @@ pub(crate) fn norm(t: &Tensor) -> f64 {
     wide(t).sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
 
-/// |ours - theirs| / |theirs|
-pub(crate) fn relative(ours: &Tensor, theirs: &Tensor) -> f64 {
-    assert_eq!(ours.dims(), theirs.dims());
-    norm(&(wide(ours) - theirs).unwrap()) / norm(theirs)
+/// `|ours - theirs| / |theirs|` over all tensors together.
+pub(crate) fn distance<'t>(pairs: impl IntoIterator<Item = (Tensor, &'t Tensor)>) -> f64 {
+    let squares = pairs.into_iter().map(|(ours, theirs)| {
+        assert_eq!(ours.dims(), theirs.dims());
+        (norm(&(wide(&ours) - theirs).unwrap()).powi(2), norm(theirs).powi(2))
+    });
+    let (off, all) = squares.fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
+    (off / all).sqrt()
 }
 
 pub(crate) fn scalar(t: &Tensor) -> f64 {

@@ -46,6 +46,7 @@ fn three_steps(case: &Case, dtype: DType) {
     let at = format!("{} in {dtype:?}", case.folder.display());
     let loaded = case.load_as(dtype, true, false);
     let e = &case.expected;
+    assert_eq!(e.step_losses.len(), e.adamw.steps, "{at}");
     let [beta1, beta2] = e.adamw.betas;
     let settings =
         AdamW { lr: e.adamw.lr, beta1, beta2, eps: e.adamw.eps, weight_decay: e.adamw.weight_decay };

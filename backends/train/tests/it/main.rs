@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where what it needs cannot be made")]
 
+#[path = "../../../e2llm/tests/golden/case.rs"]
+#[expect(dead_code, reason = "the model's own tests look at the rest of a case")]
+mod case;
 mod data;
 mod golden;
 mod kill;
