@@ -19,8 +19,6 @@ pub struct TrainReporter {
     first: usize,
     total: usize,
     last_line: Option<Instant>,
-    /// Steps made since the start.
-    steps: f64,
     loss: Option<f64>,
     speed: Option<f64>,
 }
@@ -35,7 +33,6 @@ impl TrainReporter {
             first: 0,
             total: 0,
             last_line: None,
-            steps: 0.0,
             loss: None,
             speed: None,
         }
@@ -74,8 +71,8 @@ impl Observer for TrainReporter {
     }
 
     fn step(&mut self, r: &StepReport) {
-        self.steps += 1.0;
-        let part = 1.0 / MEMORY.min(self.steps);
+        let made = r.step.saturating_sub(self.first).max(1) as f64;
+        let part = 1.0 / MEMORY.min(made);
         let mean = |old: Option<f64>, new: f64| Some(old.map_or(new, |o| o + (new - o) * part));
         self.loss = mean(self.loss, r.loss);
         self.speed = mean(self.speed, r.tokens_per_second);
@@ -89,7 +86,7 @@ impl Observer for TrainReporter {
         let due = self.last_line.is_none_or(|t| t.elapsed() > BETWEEN_LINES) || r.step == self.total;
         if !self.quiet && due {
             self.last_line = Some(Instant::now());
-            let each = self.started.elapsed().as_secs_f64() / (r.step - self.first).max(1) as f64;
+            let each = self.started.elapsed().as_secs_f64() / made;
             let left = each * self.total.saturating_sub(r.step) as f64;
             note(&format!("step {}/{}: {message}, {each:.2} s a step, ETA {left:.0} s", r.step, self.total));
         }
