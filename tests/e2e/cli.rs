@@ -200,6 +200,8 @@ fn metrics_score_pairs_in_order() {
     assert!(one == of("7"), "threads change the order or the values");
     let exact: Vec<bool> = one.lines().map(|l| l.contains("\"em_squad\":1.0")).collect();
     assert_eq!(exact.iter().filter(|e| **e).count(), 2);
+    let gmean = bench(&["metric", "rouge_gmean", "--input", arg(&pairs)]).code(0);
+    gmean.says(&["rouge_gmean is of all pairs together: see --aggregate"]);
     let mean = bench(&["metric", "em_squad", "--aggregate", "--input", arg(&pairs)]).code(0).json_lines();
     assert_eq!(mean, [serde_json::json!({"em_squad": 0.0004, "n": 5000})]);
 }

@@ -24,6 +24,9 @@ pub(super) fn metric(args: &MetricArgs) -> Result<Exit> {
     let index = Index::scan(&SearchPath::usual(&args.plugins.plugin_dir))?;
     let set = MetricSet::load(&index, &args.names)?;
     let pairs = open(&args.input)?;
+    if !args.aggregate {
+        tell_absent(&set);
+    }
     let threads =
         args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
     let mut rows = Vec::new();
@@ -31,14 +34,8 @@ pub(super) fn metric(args: &MetricArgs) -> Result<Exit> {
     std::thread::scope(|scope| {
         let (sender, blocks) = mpsc::sync_channel(1);
         scope.spawn(move || read_blocks(pairs, &sender));
-        let mut told = args.aggregate;
         for block in blocks {
-            let block = block?;
-            if let Some(first) = block.first().filter(|_| !told) {
-                tell_absent(&set, first)?;
-                told = true;
-            }
-            for (scores, lines) in score_block(&set, &block, threads, args.aggregate)? {
+            for (scores, lines) in score_block(&set, &block?, threads, args.aggregate)? {
                 rows.extend(scores.into_iter().map(|scores| Row { scores }));
                 output::print(&lines)?;
             }
@@ -113,14 +110,13 @@ fn score(set: &MetricSet, record: &Record) -> std::result::Result<Scores, String
     set.score(&sample).map_err(|e| format!("{}: {e}", record.place))
 }
 
-/// Says which values a pair has none of, because they are of all pairs together.
-fn tell_absent(set: &MetricSet, record: &Record) -> Result<()> {
-    let scores = score(set, record).map_err(Failure::failed)?;
-    let absent: Vec<_> = set.wanted.iter().filter(|id| !scores.contains_key(*id)).cloned().collect();
+/// Says which values no pair has, because they are of all pairs together.
+fn tell_absent(set: &MetricSet) {
+    let of_all = |id: &&String| set.parts(id) != [id.as_str()];
+    let absent: Vec<_> = set.wanted.iter().filter(of_all).cloned().collect();
     if !absent.is_empty() {
         output::note(&format!("note: {} is of all pairs together: see --aggregate", absent.join(", ")));
     }
-    Ok(())
 }
 
 fn pair(record: &Record) -> e2llm_plugin::Result<Scored> {
