@@ -52,7 +52,7 @@ unsafe extern "C" fn log(level: c_int, target: E2Str, message: E2Str) {
     // SAFETY: the plugin's promise.
     let (Some(target), Some(message)) = (unsafe { (text(target), text(message)) }) else { return };
     let _ = catch_unwind(|| {
-        if !is_new(level, target, message) {
+        if level <= WARNING && !is_new(target, message) {
             return;
         }
         match level {
@@ -64,9 +64,12 @@ unsafe extern "C" fn log(level: c_int, target: E2Str, message: E2Str) {
     });
 }
 
-/// Whether this was not said before: a source is opened once for the plan and once for the work.
-fn is_new(level: c_int, target: &str, message: &str) -> bool {
-    let hash = NameHash::of(&format!("{level} {target} {message}"));
+/// The level of warnings, above which nobody is told unless he asks.
+const WARNING: c_int = 2;
+
+/// Whether a user was not told this before: a source is opened once for the plan and once for the work.
+fn is_new(target: &str, message: &str) -> bool {
+    let hash = NameHash::of(&format!("{target} {message}"));
     SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(hash)
 }
 
