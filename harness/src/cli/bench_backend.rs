@@ -29,7 +29,7 @@ pub(super) fn bench_backend(args: &BackendBenchArgs) -> Result<Exit> {
         MeasureSettings { lengths, new_tokens: args.new_tokens, repeats: args.repeats, seed: args.seed };
     let asked = Asked::new(&run_args(args), &all_methods(&registry()))?;
     asked.runs.iter().try_for_each(|run| check(run).map(drop))?;
-    super::model::new_folder(&args.out)?;
+    super::new_folder(&args.out)?;
     let cancel = super::run::cancel_on_ctrl_c()?;
     let (mut measured, mut failed) = (Vec::new(), Vec::new());
     for run in &asked.runs {

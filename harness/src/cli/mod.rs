@@ -24,10 +24,11 @@ mod validate;
 
 pub use args::{Cli, Command, PrepareArgs};
 
-use crate::failure::{Exit, Result};
+use crate::failure::{Exit, Failure, Result};
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches};
 use std::io::IsTerminal;
+use std::path::Path;
 
 /// Runs the program with the process's arguments and gives its exit code.
 pub fn main() -> Exit {
@@ -45,6 +46,18 @@ pub fn main() -> Exit {
             let exit = failure.exit();
             output::note(&format!("{:?}", miette::Report::new(*failure)));
             exit
+        }
+    }
+}
+
+/// A folder that is made, and must be new or empty.
+fn new_folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|e| Failure::io("create", path, &e))?;
+    match std::fs::read_dir(path).map_err(|e| Failure::io("read", path, &e))?.next() {
+        None => Ok(()),
+        Some(_) => {
+            Err(Failure::usage(format!("{} is not empty", path.display()))
+                .help("name a new folder with --out"))
         }
     }
 }

@@ -69,18 +69,6 @@ fn open_fetcher(models: &ModelFlags) -> Result<Fetcher> {
     fetcher(models.models_file.as_deref(), models.offline, false, &super::run::cancel_on_ctrl_c()?)
 }
 
-/// A folder that is made, and must be new or empty.
-pub(super) fn new_folder(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).map_err(|e| Failure::io("create", path, &e))?;
-    match std::fs::read_dir(path).map_err(|e| Failure::io("read", path, &e))?.next() {
-        None => Ok(()),
-        Some(_) => {
-            Err(Failure::usage(format!("{} is not empty", path.display()))
-                .help("name a new folder with --out"))
-        }
-    }
-}
-
 /// A trained checkpoint's folder and its base models.
 fn checkpoint_of(files: &ModelFiles) -> Result<(PathBuf, Sources)> {
     let untrained = || {
@@ -111,7 +99,7 @@ fn merge_lora(args: &MergeArgs) -> Result<()> {
     if !loaded.trained {
         return Err(Failure::usage(format!("{} has no trained tensors to merge", folder.display())));
     }
-    new_folder(&args.out)?;
+    super::new_folder(&args.out)?;
     let dtype = Precision::from(args.dtype).activations();
     checkpoint::merge_lora(&folder, &loaded, &args.out, dtype)?;
     output::note(&format!(
@@ -133,7 +121,7 @@ fn merge_adapter(args: &MergeArgs, fetcher: &Fetcher, folder: &Path) -> Result<(
     let files = DecoderFiles::open(&path)?;
     let device = open_device(Device::Cpu)?;
     let model = DecoderModel::with_adapter(files, Some(adapter), &device, Precision::F32)?;
-    new_folder(&args.out)?;
+    super::new_folder(&args.out)?;
     let dtype = Precision::from(args.dtype).activations();
     write_decoder(&args.out, &model.llama, &DecoderFiles::open(&path)?, dtype)?;
     output::note(&format!("{} is a plain HF model", args.out.display()));
@@ -150,7 +138,7 @@ fn convert(args: &ConvertArgs) -> Result<()> {
         trained.read_peft(peft, &encoder, &decoder)?;
     }
     let base = BaseModels::of(&folder)?;
-    new_folder(&args.out)?;
+    super::new_folder(&args.out)?;
     let dtype = Precision::from(args.dtype).activations();
     match args.to {
         ModelLayout::Peft => trained.write_peft(&args.out, &base, dtype)?,
@@ -177,7 +165,7 @@ fn random(args: &RandomArgs) -> Result<()> {
         decoder_shape.max_position_embeddings = window.get();
     }
     let weights = RandomWeights { seed: args.seed };
-    new_folder(&args.out)?;
+    super::new_folder(&args.out)?;
     let part = |name: &str| -> Result<PathBuf> {
         let path = args.out.join(name);
         std::fs::create_dir(&path).map_err(|e| Failure::io("create", &path, &e))?;
